@@ -1,0 +1,115 @@
+"""The configuration of a run: frozen dataclasses beside their owners, composed here, read from YAML and overrides.
+
+Nothing here imports torch, kfp or pandas, so that command lines answer at once.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.config import EvaluationConfig
+from conversion_retrieval.features.config import FeatureConfig, LabelConfig, SplitConfig
+from conversion_retrieval.index.config import IndexConfig
+from conversion_retrieval.losses.config import LossConfig
+from conversion_retrieval.model.config import ModelConfig
+from conversion_retrieval.registry.config import GateConfig
+from conversion_retrieval.training.config import TrainingConfig
+from conversion_retrieval.validation.config import ValidationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Everything that shapes a run; the resolved form travels in the bundle."""
+
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+
+
+def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:
+    """Read a YAML file (all defaults if none) and apply ``section.key=value`` overrides, values in YAML syntax.
+
+    Raises ``UserError`` for an unreadable file, an unknown key (naming the nearest one), or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if path:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"expected a YAML configuration at {path}, found: {_one_line(error)}") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise UserError(f"expected a mapping of sections at {path}, found {type(loaded).__name__}")
+        values = loaded or {}
+    for override in overrides:
+        _set(values, override)
+    return parse_config(values, where=str(path or "the overrides"))
+
+
+def parse_config(values: Mapping[str, Any], *, where: str = "the configuration") -> PipelineConfig:
+    """Check plain values against the dataclasses; ``UserError`` names the key, what it found and the nearest match."""
+    _refuse_unknown(values, PipelineConfig, where=where, prefix="")
+    try:
+        return TypeAdapter(PipelineConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {location}: {first['msg']}, found {first.get('input')!r}") from None
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    values = TypeAdapter(type(config)).dump_python(config, mode="json")
+    assert isinstance(values, dict)
+    return values
+
+
+def config_digest(config: Any) -> str:
+    """SHA-256 of a configuration's resolved values."""
+    return hashlib.sha256(json.dumps(config_values(config), sort_keys=True).encode()).hexdigest()
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"expected section.key=value, found {override!r}")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"expected a section at {section!r} in {override!r}, found a value")
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected a YAML value in {override!r}, found: {_one_line(error)}") from None
+
+
+def _refuse_unknown(values: Mapping[str, Any], owner: type, *, where: str, prefix: str) -> None:
+    fields = {f.name: f for f in dataclasses.fields(owner)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+        nested = fields[key].type
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
+            _refuse_unknown(value, nested, where=where, prefix=f"{prefix}{key}.")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Public data sets and the synthetic world, converted to the canonical tables."""

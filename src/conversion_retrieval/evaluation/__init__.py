@@ -1,0 +1,1 @@
+"""Full-catalogue retrieval metrics with intervals, baselines, slices, ablations and the report."""

@@ -1,0 +1,1 @@
+"""From validated events to labelled examples and point-in-time features."""

@@ -1,0 +1,1 @@
+"""The FAISS index: built, tuned against exact search, searched."""

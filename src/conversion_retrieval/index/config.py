@@ -1,0 +1,22 @@
+"""How items are indexed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Below ``max_exact_items`` exact search is both faster and better; above, the kind is tuned to the target."""
+
+    kind: Literal["auto", "exact", "hnsw", "ivf", "ivf_pq"] = "auto"
+    max_exact_items: int = 50_000
+    target_recall: float = 0.98  # recall@100 against exact search
+    max_latency_ms: float = 20.0  # p99 of one query on one core
+    max_memory_mb: float = 4096.0
+    tuning_queries: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a target that cannot be met or missed."""
+        if not 0 < self.target_recall <= 1:
+            raise ValueError(f"target_recall must be in (0, 1], found {self.target_recall}")

@@ -1,0 +1,1 @@
+"""Sampled softmax, its corrections, the advertiser-level loss and their combination."""

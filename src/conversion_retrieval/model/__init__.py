@@ -1,0 +1,1 @@
+"""The two-tower network, one part a module."""

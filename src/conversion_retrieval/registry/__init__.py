@@ -1,0 +1,1 @@
+"""The promotion gate, immutable bundle versions and the champion pointer."""

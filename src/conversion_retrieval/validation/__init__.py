@@ -1,0 +1,1 @@
+"""Checks on the canonical tables (Great Expectations) and the report that shows them."""
