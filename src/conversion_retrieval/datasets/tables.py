@@ -1,0 +1,64 @@
+"""Writing canonical tables: whole directories at once, ids and embeddings from arrays."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from conversion_retrieval.contracts import replace_directory, sync
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.schema import EVENTS
+
+EVENTS_SCHEMA = pa.schema([(column.name, column.kind) for column in EVENTS.columns])
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes ``path`` on success; on an exception nothing appears there.
+
+    A directory already at ``path`` is replaced; ``UserError`` if a file is in the way.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"expected a directory to write to, found a file at {path}: choose another output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        working_dir = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        working_dir.mkdir()
+    except OSError as error:
+        raise UserError(f"expected to be able to write to {path}, found: {error.strerror}") from None
+    try:
+        yield working_dir
+        for file_path in working_dir.rglob("*"):
+            sync(file_path)
+        replace_directory(working_dir, path)
+    finally:
+        shutil.rmtree(working_dir, ignore_errors=True)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file, making its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", row_group_size=1 << 18)
+
+
+def numbered_ids(prefix: str, numbers: NDArray[np.integer], width: int) -> pa.Array:
+    """Ids such as ``u00042``: their order is the numbers' order. A negative number gives null."""
+    digits = pc.utf8_lpad(pc.cast(pa.array(numbers), pa.string()), width=width, padding="0")
+    return pc.if_else(pa.array(numbers >= 0), pc.binary_join_element_wise(prefix, digits, ""), None)
+
+
+def embedding_column(vectors: NDArray[np.floating], present: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Rows of ``vectors`` [n, d] as ``list<float32>``; null where not ``present``."""
+    rows, width = vectors.shape
+    present = np.ones(rows, dtype=bool) if present is None else present
+    offsets = np.concatenate([[0], np.cumsum(np.where(present, width, 0))]).astype(np.int32)
+    values = pa.array(vectors[present].astype(np.float32).ravel())
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~present))

@@ -1,0 +1,270 @@
+"""The latent state of a synthetic world: tastes, segments, advertisers and the true probabilities they give.
+
+Every logit is a dot product of query factors and item factors plus an item bias, so a two-tower model can be perfect;
+what it has to find is in the factors. The items' side of the segment part is one random vector for each *pair* of
+category and price tier, the users' side one for each *pair* of age band and region: neither is a sum of its parts, so
+both towers need feature crosses.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from conversion_retrieval.datasets.config import SyntheticConfig
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+DAY_US: Final = 86_400_000_000
+NUM_AGE_BANDS: Final = 6
+NUM_REGIONS: Final = 8
+_CROSS_DIM: Final = 4
+_SEASON_DAYS: Final = 45.0
+# Weight of the user's own taste beside the context's, by surface.
+_USER_WEIGHT: Final = np.array([1.0, 0.5, 0.4])
+# What clicks, purchases and the logging policy make of the three parts of the factors: taste, segment, season.
+_CLICK_WEIGHTS: Final = (0.8, 0.3, 1.0)
+_CONVERSION_WEIGHTS: Final = (1.0, 1.0, 1.0)
+_POLICY_WEIGHTS: Final = (0.7, 0.2, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Arrays over U users, N items, A advertisers and K clusters (category x price tier); F factors, D tastes."""
+
+    item_factors: Floats  # [N, F]
+    item_click_bias: Floats  # [N]
+    item_conversion_bias: Floats  # [N]
+    item_checkout_rate: Floats  # [N] checkouts per cart
+    item_reporting_rate: Floats  # [N] of its advertiser
+    item_wrong_rate: Floats  # [N] share of reports that name the sibling instead
+    item_sibling: Integers  # [N] an item of the same advertiser, launched no later
+    item_cluster: Integers  # [N]
+    item_advertiser: Integers  # [N]
+    item_launch: Integers  # [N] microseconds since the epoch
+    item_price: Floats  # [N]
+    item_popularity: Floats  # [N] how much the logging policy shows of it
+    item_trend: Floats  # [N, 2] period in days, phase
+    cluster_factors: Floats  # [K, F]
+    user_taste: Floats  # [U, 2, D] start and the direction it drifts to, orthonormal
+    user_drift: Floats  # [U] radians over the whole time
+    user_segment: Integers  # [U]
+    user_age_band: Integers  # [U]
+    user_region: Integers  # [U]
+    user_activity: Floats  # [U] requests a day
+    segment_factors: Floats  # [segments, R]
+    embedding_basis: Floats  # [D, E] orthonormal rows: from a taste to the text embedding space
+    strengths: Floats  # [F] logits for one unit of each factor
+
+    def save(self, directory: Path) -> None:
+        """Write every array as ``<name>.npy``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for field in fields(self):
+            np.save(directory / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+
+    @classmethod
+    def load(cls, directory: Path) -> "World":
+        """Read what ``save`` wrote; ``OSError`` or ``ValueError`` if a file is missing or broken."""
+        return cls(**{f.name: np.load(directory / f"{f.name}.npy", allow_pickle=False) for f in fields(cls)})
+
+    def item_taste(self, items: Integers) -> Floats:
+        """The taste part of the items' factors, [n, D]."""
+        return self.item_factors[items, : self.user_taste.shape[2]]
+
+    def query_factors(
+        self, config: SyntheticConfig, users: Integers, times: Integers, surfaces: Integers, context: Floats
+    ) -> Floats:
+        """Factors [Q, F] of queries; ``surfaces`` index ``DEFAULT_SURFACES``, ``context`` [Q, D] is zero on the first."""
+        passed = (times - config.start_us) / (config.end_us - config.start_us)
+        angle = (self.user_drift[users] * passed)[:, None]
+        taste = np.cos(angle) * self.user_taste[users, 0] + np.sin(angle) * self.user_taste[users, 1]
+        own = _USER_WEIGHT[surfaces][:, None]
+        season = 2 * np.pi * (times - config.start_us) / DAY_US / _SEASON_DAYS
+        return np.hstack(
+            [
+                normalised(own * taste + context),
+                self.segment_factors[self.user_segment[users]],
+                np.cos(season)[:, None],
+                np.sin(season)[:, None],
+            ]
+        )
+
+    def weighted(self, queries: Floats, weights: tuple[float, float, float]) -> Floats:
+        """Query factors [Q, F] scaled so that their dot product with item factors is in logits."""
+        taste_dim = self.user_taste.shape[2]
+        parts = np.repeat(weights, [taste_dim, _CROSS_DIM, 2])
+        return queries * (self.strengths * parts)
+
+    def policy_logits(self, queries: Floats) -> Floats:
+        """What the logging policy, an engagement model that sees clusters only, thinks of them: [Q, K]."""
+        return self.weighted(queries, _POLICY_WEIGHTS) @ self.cluster_factors.T
+
+    def click_probability(self, queries: Floats, items: Integers) -> Floats:
+        """Probability [n] that the query with factors ``queries`` [n, F] clicks on item ``items`` [n] and means it."""
+        return expit(self._pairs(queries, items, _CLICK_WEIGHTS) + self.item_click_bias[items])
+
+    def purchase_probability(self, queries: Floats, items: Integers) -> Floats:
+        """Probability [n] that a click that was meant ends in the cart."""
+        return expit(self._pairs(queries, items, _CONVERSION_WEIGHTS) + self.item_conversion_bias[items])
+
+    def _pairs(self, queries: Floats, items: Integers, weights: tuple[float, float, float]) -> Floats:
+        products: Floats = np.einsum("qf,qf->q", self.weighted(queries, weights), self.item_factors[items])
+        return products
+
+    def click_probabilities(self, queries: Floats) -> Floats:
+        """``click_probability`` of every item, [Q, N]."""
+        return expit(self.weighted(queries, _CLICK_WEIGHTS) @ self.item_factors.T + self.item_click_bias)
+
+    def purchase_probabilities(self, queries: Floats) -> Floats:
+        """``purchase_probability`` of every item, [Q, N]."""
+        return expit(self.weighted(queries, _CONVERSION_WEIGHTS) @ self.item_factors.T + self.item_conversion_bias)
+
+    def recorded_share(self) -> Floats:
+        """Probability [N] that something put in the cart is reported, as cart or checkout, under its own item."""
+        named = self.item_reporting_rate * (1 - self.item_wrong_rate)
+        return 1 - (1 - named) * (1 - named * self.item_checkout_rate)
+
+
+def normalised(vectors: Floats) -> Floats:
+    """Rows scaled to length one; zero rows stay zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def draw_world(config: SyntheticConfig) -> World:
+    """The world of a seed."""
+    rng = np.random.default_rng([config.seed, 0])
+    centres = normalised(rng.normal(size=(config.num_categories, config.taste_dim)))
+    cross = rng.normal(size=(config.num_categories * config.num_price_tiers, _CROSS_DIM))
+    season = rng.normal(size=(config.num_categories, 2)) / np.sqrt(2)
+    items = _draw_items(rng, config, centres, cross, season)
+    users = _draw_users(rng, config, centres)
+    basis = np.linalg.qr(rng.normal(size=(config.embedding_dim, config.taste_dim)))[0].T
+    strengths = np.concatenate(
+        [
+            np.full(config.taste_dim, config.taste_strength * np.sqrt(config.taste_dim)),
+            np.full(_CROSS_DIM, config.cross_strength / np.sqrt(_CROSS_DIM)),
+            np.full(2, config.season_strength),
+        ]
+    )
+    return World(**items, **users, embedding_basis=basis, strengths=strengths)
+
+
+def _draw_items(
+    rng: np.random.Generator, config: SyntheticConfig, centres: Floats, cross: Floats, season: Floats
+) -> dict[str, NDArray[np.generic]]:
+    advertiser = _draw_advertisers(rng, config)
+    category = _draw_categories(rng, config, advertiser)
+    tier = _draw_tiers(rng, config, advertiser)
+    cluster = category * config.num_price_tiers + tier
+    style = rng.normal(size=(config.num_advertisers, config.taste_dim)) / np.sqrt(config.taste_dim)
+    own = rng.normal(size=(config.num_items, config.taste_dim)) / np.sqrt(config.taste_dim)
+    factors = np.hstack(
+        [normalised(centres[category] + 0.4 * style[advertiser] + 0.7 * own), cross[cluster], season[category]]
+    )
+    quality = rng.normal(size=config.num_advertisers) * config.advertiser_strength
+    clickbait = rng.normal(size=config.num_items) * config.clickbait_strength
+    noise = rng.normal(size=config.num_items) * config.item_strength
+    launch = _draw_launches(rng, config)
+    sibling = _siblings(advertiser, launch)
+    return {
+        "item_factors": factors,
+        "item_click_bias": clickbait,
+        "item_conversion_bias": quality[advertiser] + noise - clickbait,
+        "item_checkout_rate": expit(logit(config.checkout_rate) + 0.5 * rng.normal(size=config.num_items)),
+        "item_reporting_rate": _draw_reporting(rng, config)[advertiser],
+        "item_wrong_rate": np.where(sibling == np.arange(config.num_items), 0.0, config.wrong_item_rate),
+        "item_sibling": sibling,
+        "item_cluster": cluster,
+        "item_advertiser": advertiser,
+        "item_launch": launch,
+        "item_price": _draw_prices(rng, config, category, tier),
+        "item_popularity": rng.lognormal(0, 0.8, config.num_items),
+        "item_trend": np.column_stack([rng.uniform(30, 90, config.num_items), rng.uniform(0, 1, config.num_items)]),
+        "cluster_factors": _cluster_means(factors, cluster, len(cross)),
+    }
+
+
+def _draw_advertisers(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
+    """Every advertiser one item, the rest by a power law."""
+    sizes = np.arange(1, config.num_advertisers + 1) ** -config.advertiser_size_exponent
+    rest = rng.choice(config.num_advertisers, config.num_items - config.num_advertisers, p=sizes / sizes.sum())
+    return rng.permutation(np.concatenate([np.arange(config.num_advertisers), rest])).astype(np.int64)
+
+
+def _draw_categories(rng: np.random.Generator, config: SyntheticConfig, advertiser: Integers) -> Integers:
+    """An advertiser sells in two categories, and now and then elsewhere."""
+    homes = rng.integers(config.num_categories, size=(config.num_advertisers, 2))
+    chosen = homes[advertiser, rng.integers(2, size=len(advertiser))]
+    elsewhere = rng.integers(config.num_categories, size=len(advertiser))
+    return np.where(rng.random(len(advertiser)) < 0.1, elsewhere, chosen)
+
+
+def _draw_tiers(rng: np.random.Generator, config: SyntheticConfig, advertiser: Integers) -> Integers:
+    usual = rng.uniform(0, config.num_price_tiers, config.num_advertisers)[advertiser]
+    return np.clip(usual + rng.normal(0, 0.8, len(advertiser)), 0, config.num_price_tiers - 1).astype(np.int64)
+
+
+def _draw_prices(rng: np.random.Generator, config: SyntheticConfig, category: Integers, tier: Integers) -> Floats:
+    level = rng.normal(3, 0.8, config.num_categories)[category] + 0.6 * tier
+    return np.round(np.exp(level + rng.uniform(-0.25, 0.25, len(category))), 2)
+
+
+def _draw_launches(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
+    """A share of the items enters over time, uniformly; at least one is there from the beginning."""
+    num_cold = min(int(config.cold_item_share * config.num_items), config.num_items - 1)
+    launch = np.full(config.num_items, config.start_us)
+    cold = rng.choice(config.num_items, num_cold, replace=False)
+    launch[cold] += rng.integers(0, config.num_days * DAY_US, num_cold)
+    return launch
+
+
+def _draw_reporting(rng: np.random.Generator, config: SyntheticConfig) -> Floats:
+    return expit(logit(config.reporting_rate) + 0.8 * rng.normal(size=config.num_advertisers))
+
+
+def _siblings(advertiser: Integers, launch: Integers) -> Integers:
+    """The item of the same advertiser that was launched just before, the item itself where there is none."""
+    order = np.lexsort((launch, advertiser))
+    same = advertiser[order[1:]] == advertiser[order[:-1]]
+    sibling = np.arange(len(advertiser))
+    sibling[order[1:][same]] = order[:-1][same]
+    return sibling
+
+
+def _cluster_means(factors: Floats, cluster: Integers, num_clusters: int) -> Floats:
+    total = np.zeros((num_clusters, factors.shape[1]))
+    np.add.at(total, cluster, factors)
+    counts: Floats = np.maximum(np.bincount(cluster, minlength=num_clusters), 1)[:, None]
+    return total / counts
+
+
+def _draw_users(rng: np.random.Generator, config: SyntheticConfig, centres: Floats) -> dict[str, NDArray[np.generic]]:
+    segment_of = rng.integers(config.num_segments, size=(NUM_AGE_BANDS, NUM_REGIONS))
+    age_band = rng.integers(NUM_AGE_BANDS, size=config.num_users)
+    region = rng.integers(NUM_REGIONS, size=config.num_users)
+    liked = centres[rng.integers(config.num_categories, size=(config.num_users, 2))]
+    own = rng.normal(size=(config.num_users, 2, config.taste_dim)) / np.sqrt(config.taste_dim)
+    start = normalised(liked[:, 0] + 0.5 * liked[:, 1] + 0.6 * own[:, 0])
+    direction = own[:, 1] - np.einsum("ud,ud->u", own[:, 1], start)[:, None] * start
+    return {
+        "user_taste": np.stack([start, normalised(direction)], axis=1),
+        "user_drift": np.radians(config.taste_drift_degrees) * rng.uniform(0, 2, config.num_users),
+        "user_segment": segment_of[age_band, region],
+        "user_age_band": age_band,
+        "user_region": region,
+        "user_activity": config.requests_per_user_day * rng.lognormal(-0.32, 0.8, config.num_users),
+        "segment_factors": rng.normal(size=(config.num_segments, _CROSS_DIM)),
+    }
+
+
+def bias_for_mean(probabilities: Floats, mean: float, weights: Floats | None = None) -> float:
+    """The number that, added to the logits of ``probabilities``, makes their weighted mean ``mean``."""
+    if not 0 < mean < 1:
+        return 50.0 if mean >= 1 else -50.0
+    logits = logit(probabilities)
+    return float(brentq(lambda bias: float(np.average(expit(logits + bias), weights=weights)) - mean, -60, 60))

@@ -1,0 +1,27 @@
+"""Small synthetic data sets for fixtures."""
+
+from pathlib import Path
+
+from conversion_retrieval.datasets.config import SyntheticConfig
+from conversion_retrieval.datasets.synthetic import generate
+
+TINY = SyntheticConfig(
+    num_users=300,
+    num_items=200,
+    num_advertisers=20,
+    num_days=40,
+    num_categories=6,
+    num_price_tiers=3,
+    num_segments=4,
+    taste_dim=4,
+    embedding_dim=8,
+    requests_per_user_day=0.2,
+    users_per_part=150,
+    seed=7,
+)
+
+
+def tiny_world(path: Path, config: SyntheticConfig = TINY) -> Path:
+    """Generate a data set of a few hundred users and items over 40 days into ``path``; returns ``path``."""
+    generate(path, config)
+    return path
