@@ -31,7 +31,9 @@ class LabelConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.click_duration_cap_percentile <= 100:
-            raise ValueError(f"click_duration_cap_percentile must be in (0, 100], found {self.click_duration_cap_percentile}")
+            raise ValueError(
+                f"click_duration_cap_percentile must be in (0, 100], found {self.click_duration_cap_percentile}"
+            )
         if any(weight < 0 for weight in self.event_weights.values()):
             raise ValueError(f"event_weights must not be negative, found {self.event_weights}")
 

@@ -25,7 +25,11 @@ class EntityTable:
         known = index >= 0
 
         def take(values: NDArray[np.generic]) -> NDArray[np.generic]:
-            taken = values[np.where(known, index, 0)] if len(values) else np.zeros((len(index), *values.shape[1:]), values.dtype)
+            taken = (
+                values[np.where(known, index, 0)]
+                if len(values)
+                else np.zeros((len(index), *values.shape[1:]), values.dtype)
+            )
             taken[~known] = 0
             return taken
 
