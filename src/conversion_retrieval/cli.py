@@ -4,6 +4,7 @@ Each command imports its part when called, so that ``--help`` answers at once.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -41,7 +42,9 @@ def main() -> None:
 def import_data(
     name: Annotated[str, typer.Argument(help="completejourney, rees46, retailrocket or tmall.")],
     output: Output,
-    source: Annotated[Optional[Path], typer.Option(help="File or directory to read, as its publisher serves it.")] = None,
+    source: Annotated[
+        Optional[Path], typer.Option(help="File or directory to read, as its publisher serves it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is sampled.")] = 0,
 ) -> None:
     """Convert a public data set to the canonical tables and say what was read, dropped and why."""
@@ -63,8 +66,8 @@ def generate(
     """Generate the synthetic world, with the true purchase probabilities beside the data."""
     from conversion_retrieval.datasets import synthetic
 
-    sizes = {"num_users": users, "num_items": items, "num_days": days}
-    config = synthetic.SyntheticConfig(seed=seed, **{key: size for key, size in sizes.items() if size is not None})
+    sizes = {"num_users": users, "num_items": items, "num_days": days, "seed": seed}
+    config = replace(synthetic.SyntheticConfig(), **{key: size for key, size in sizes.items() if size is not None})
     synthetic.generate(output, config)
     print(f"synthetic world written to {output}")
 
@@ -111,7 +114,9 @@ def retrieve(
 @app.command()
 def serve(
     registry: RegistryUri,
-    data: Annotated[Optional[str], typer.Option(help="Canonical tables with users' events, for requests by id.")] = None,
+    data: Annotated[
+        Optional[str], typer.Option(help="Canonical tables with users' events, for requests by id.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8080,
     poll_seconds: Annotated[float, typer.Option(help="How often to look for a new champion.")] = 30.0,
@@ -162,7 +167,9 @@ def registry_history(registry: RegistryUri) -> None:
 @registry_app.command("rollback")
 def registry_rollback(
     registry: RegistryUri,
-    version: Annotated[Optional[str], typer.Argument(help="A kept version; default: the champion's predecessor.")] = None,
+    version: Annotated[
+        Optional[str], typer.Argument(help="A kept version; default: the champion's predecessor.")
+    ] = None,
 ) -> None:
     """Make an earlier version the champion again."""
     from conversion_retrieval.registry import commands

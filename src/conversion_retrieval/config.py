@@ -72,6 +72,30 @@ def parse_config(values: Mapping[str, Any], *, where: str = "the configuration")
         raise UserError(f"{where}: {location}: {first['msg']}, found {first.get('input')!r}") from None
 
 
+def stage_config(
+    config_json: str, *, as_of: str = "", min_recall: float = -1.0, min_conversions: int = -1
+) -> PipelineConfig:
+    """A stage's configuration: the pipeline's ``config_json`` with the run's own parameters on top.
+
+    An empty or negative parameter leaves what the JSON says; empty JSON is all defaults.
+    """
+    try:
+        values = json.loads(config_json or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"expected a JSON object in config_json, found: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"expected a JSON object in config_json, found {type(values).__name__}")
+    given = {
+        ("split", "as_of"): as_of,
+        ("gate", "min_recall"): min_recall if min_recall >= 0 else "",
+        ("gate", "min_conversions"): min_conversions if min_conversions >= 0 else "",
+    }
+    for (section, name), value in given.items():
+        if value != "":
+            values[section] = {**(values.get(section) or {}), name: value}
+    return parse_config(values, where="config_json")
+
+
 def config_values(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
     values = TypeAdapter(type(config)).dump_python(config, mode="json")

@@ -30,6 +30,8 @@ SCHEMA_VERSIONS: Final[Mapping[str, int]] = {
     "index": 1,
     "decision": 1,
     "bundle": 1,
+    "variant": 1,
+    "ablation": 1,
 }
 
 
@@ -121,16 +123,25 @@ def read_manifest(directory: Path | str, *, kind: str) -> Manifest:
     """
     path = Path(directory) / MANIFEST
     try:
-        manifest = Manifest(**json.loads(path.read_text()))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise CorruptArtifactError(f"expected a {kind} artifact, found no {MANIFEST} in {directory}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         raise CorruptArtifactError(f"expected a {kind} manifest, found an unreadable one at {path}: {error}") from None
+    return parse_manifest(content, kind=kind, where=str(directory))
+
+
+def parse_manifest(content: bytes, *, kind: str, where: str) -> Manifest:
+    """A manifest from its bytes, checked as by ``read_manifest``; ``where`` names the artifact in errors."""
+    try:
+        manifest = Manifest(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise CorruptArtifactError(f"expected a {kind} manifest, found an unreadable one in {where}: {error}") from None
     if manifest.kind != kind:
-        raise CorruptArtifactError(f"expected a {kind} artifact, found kind {manifest.kind!r} in {directory}")
+        raise CorruptArtifactError(f"expected a {kind} artifact, found kind {manifest.kind!r} in {where}")
     if manifest.schema_version != SCHEMA_VERSIONS[kind]:
         raise CorruptArtifactError(
-            f"expected {kind} schema version {SCHEMA_VERSIONS[kind]}, found {manifest.schema_version} in {directory}: "
+            f"expected {kind} schema version {SCHEMA_VERSIONS[kind]}, found {manifest.schema_version} in {where}: "
             f"read it with release {manifest.package_version} or make it again"
         )
     return manifest
@@ -156,7 +167,9 @@ def open_artifact(directory: Path | str, *, kind: str) -> Manifest:
     if unexpected := sorted(present - set(manifest.files) - {MANIFEST}):
         raise CorruptArtifactError(f"expected only listed files, found {unexpected[0]} in the {kind} at {directory}")
     if content_digest(manifest.files) != manifest.digest:
-        raise CorruptArtifactError(f"expected digest {manifest.digest[:12]} for the {kind} at {directory}, found others")
+        raise CorruptArtifactError(
+            f"expected digest {manifest.digest[:12]} for the {kind} at {directory}, found others"
+        )
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""The one exception that users see: a single line that says what was expected, what was found, where, and what to do."""
+"""The one exception that users see: a line that says what was expected, what was found, where, and what to do."""
 
 
 class UserError(ValueError):

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
@@ -38,7 +38,7 @@ class Meter:
             self._last_line = now
             of = f"/{self._total:,.0f}" if self._total else ""
             left = f", {(self._total - self._done) / max(rate, 1e-9):,.0f} s left" if self._total else ""
-            say(f"{self._description}: {self._done:,.0f}{of} {self._unit}, {rate:,.0f}/s{left}{' ' + note if note else ''}")
+            say(f"{self._description}: {self._done:,.0f}{of} {self._unit}, {rate:,.0f}/s{left} {note}".rstrip())
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def meter(description: str, *, total: float | None = None, unit: str = "steps") 
 
 def track(items: Iterable[T], description: str, *, total: int | None = None, unit: str = "steps") -> Iterator[T]:
     """Iterate over ``items`` and show how far it is."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with meter(description, total=total, unit=unit) as progress:
         for item in items:

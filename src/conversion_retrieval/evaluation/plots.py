@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -11,8 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1c2430", "#6b7585", "#e6e9ee"
-CANDIDATE, CHAMPION, BASELINES = "#0b63ce", "#d9822b", ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878")
-STYLE = {
+CANDIDATE, CHAMPION, BASELINES = (
+    "#0b63ce",
+    "#d9822b",
+    ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878"),
+)
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 10,
@@ -54,7 +59,9 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
             ks = sorted(points)
             values = [points[k].value for k in ks]
             color, main = color_of(model, position), model in ("candidate", "champion")
-            axes.plot(ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=_words(model))
+            axes.plot(
+                ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=_words(model)
+            )
             if main:
                 low = [_or(points[k].low, points[k].value) for k in ks]
                 high = [_or(points[k].high, points[k].value) for k in ks]
@@ -70,7 +77,9 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
         return _svg(figure, "Recall at k for each model")
 
 
-def training_curves(losses: Mapping[str, Sequence[tuple[float, float]]], recalls: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+def training_curves(
+    losses: Mapping[str, Sequence[tuple[float, float]]], recalls: Mapping[str, Sequence[tuple[float, float]]]
+) -> Markup:
     """Loss by task and validation recall over steps, side by side; each series is (step, value) pairs."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.4), layout="constrained")
@@ -79,7 +88,15 @@ def training_curves(losses: Mapping[str, Sequence[tuple[float, float]]], recalls
             for position, (name, points) in enumerate(series.items()):
                 steps, values = zip(*points, strict=True) if points else ((), ())
                 color = CANDIDATE if position == 0 else BASELINES[position % len(BASELINES)]
-                axes.plot(steps, values, color=color, linewidth=1.8, marker="o" if axes is right else None, markersize=4, label=_words(name))
+                axes.plot(
+                    steps,
+                    values,
+                    color=color,
+                    linewidth=1.8,
+                    marker="o" if axes is right else None,
+                    markersize=4,
+                    label=_words(name),
+                )
             axes.set_xlabel("step")
             axes.set_title(label, loc="left", fontsize=10, color=MUTED)
             if series:

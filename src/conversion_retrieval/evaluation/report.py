@@ -59,7 +59,12 @@ def write_report(
         | _index_context(_json(index_dir / "index.json"))
         | _validation_context(_json(report_dir / "validation.json"))
     )
-    kinds = {"snapshot and features": features_dir, "model": model_dir, "evaluation": evaluation_dir, "index": index_dir}
+    kinds = {
+        "snapshot and features": features_dir,
+        "model": model_dir,
+        "evaluation": evaluation_dir,
+        "index": index_dir,
+    }
     manifests = {
         name: contracts.read_manifest(path, kind=name.rpartition(" ")[2])
         for name, path in kinds.items()
@@ -225,7 +230,7 @@ def _bar(value: float | None, threshold: float | None) -> dict[str, float | None
     return {"bar": round(100 * value / top, 1), "mark": round(100 * threshold / top, 1)}
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | str | None) -> str:
     if value is None:
         return ""
     if isinstance(value, str | bool):

@@ -1,0 +1,243 @@
+"""The ablation runner: named variants on one split and catalogue, compared with the default over users and seeds.
+
+Every (variant, seed) is an artifact of its own, so a stopped run continues where it was and a cluster can make them
+side by side; ``compare_variants`` needs only those artifacts.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from conversion_retrieval import contracts
+from conversion_retrieval.config import PipelineConfig, config_digest, config_values
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.evaluation.crossed_bootstrap import Interval, crossed_recalls, percentile_interval
+from conversion_retrieval.evaluation.variants import DEFAULT, select_variants, variant_config
+from conversion_retrieval.progress import say
+
+KS: Final = (100, 1000)
+RANKS: Final = "ranks.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One row of the ablation's table: a variant's recall@k and its difference to the default."""
+
+    variant: str
+    k: int
+    recall: Interval
+    difference: Interval | None
+    num_seeds: int
+    num_users: int
+    num_positives: int
+
+
+def ablate(
+    data_uri: str, output_dir: Path, *, config: PipelineConfig, num_seeds: int, variants: tuple[str, ...] = ()
+) -> Path:
+    """Run every variant with every seed, skipping what is already there, and return the path of the HTML page.
+
+    Raises ``UserError`` for an unknown variant, invalid data, or an output directory of another configuration.
+    """
+    names = select_variants(variants)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _claim(output_dir, data_uri, config)
+    snapshot_dir = _snapshot(data_uri, output_dir, config)
+    todo = [(name, seed) for seed in range(num_seeds) for name in names]
+    for position, (name, seed) in enumerate(todo, start=1):
+        variant_dir = output_dir / "variants" / f"{name}-seed{seed}"
+        if not is_complete(variant_dir, "variant"):
+            say(f"[{position}/{len(todo)}] {name}, seed {seed}")
+            run_variant(
+                snapshot_dir=snapshot_dir,
+                variant_dir=variant_dir,
+                features_root_dir=output_dir / "features",
+                config=config,
+                variant=name,
+                seed=seed,
+            )
+    dirs = [output_dir / "variants" / f"{name}-seed{seed}" for name, seed in todo]
+    compare_variants(
+        variant_dirs=dirs, ablation_dir=output_dir / "ablation", page_path=output_dir / "ablation.html", config=config
+    )
+    return output_dir / "ablation.html"
+
+
+def run_variant(
+    *, snapshot_dir: Path, variant_dir: Path, features_root_dir: Path, config: PipelineConfig, variant: str, seed: int
+) -> None:
+    """Train and evaluate one variant with one seed; writes a ``variant`` artifact with the test ranks."""
+    from conversion_retrieval.evaluation.stage import evaluate
+    from conversion_retrieval.training.stage import train
+
+    own = variant_config(config, variant, seed=seed)
+    features_dir, spec_dir = _features(snapshot_dir, features_root_dir, own)
+    work_dir = variant_dir.with_name(f"{variant_dir.name}.work")
+    tables = {"features_dir": features_dir, "spec_dir": spec_dir}
+    train(**tables, model_dir=work_dir / "model", config=own, checkpoint_dir=work_dir / "checkpoints")
+    evaluate(
+        **tables,
+        model_dir=work_dir / "model",
+        evaluation_dir=work_dir / "evaluation",
+        page_path=work_dir / "evaluation.html",
+        config=own,
+    )
+    metadata = {"variant": variant, "seed": seed}
+    inputs = {"features": contracts.read_manifest(features_dir, kind="features").digest}
+    with contracts.new_artifact(variant_dir, kind="variant", inputs=inputs, metadata=metadata) as directory:
+        shutil.copyfile(work_dir / "evaluation" / RANKS, directory / RANKS)
+        shutil.copyfile(work_dir / "model" / "training_curve.parquet", directory / "training_curve.parquet")
+    shutil.rmtree(work_dir)
+
+
+def compare_variants(
+    *, variant_dirs: Sequence[Path], ablation_dir: Path, page_path: Path, config: PipelineConfig
+) -> list[Comparison]:
+    """Compare all variants with the default: recall@100 and @1000, intervals over users and seeds, paired differences.
+
+    Writes an ``ablation`` artifact (``ablation.md``, ``comparisons.json``) and one HTML page with a plot.
+    """
+    from conversion_retrieval.evaluation.ablation_report import write_ablation
+
+    hits = HitTable.read(variant_dirs)
+    comparisons = [row for k in KS for row in hits.compare(k, config)]
+    with contracts.new_artifact(ablation_dir, kind="ablation") as directory:
+        write_ablation(
+            comparisons, directory=directory, page_path=page_path, confidence_level=config.evaluation.confidence_level
+        )
+    return comparisons
+
+
+def is_complete(directory: Path, kind: str) -> bool:
+    """Whether a whole artifact of this kind is there, byte for byte."""
+    try:
+        contracts.open_artifact(directory, kind=kind)
+    except CorruptArtifactError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitTable:
+    """Conversion ranks of every variant and seed over the same positives: ``ranks[variant]`` is [S, P]."""
+
+    ranks: dict[str, NDArray[np.int64]]
+    user: NDArray[np.int64]  # [P], dense codes
+
+    @classmethod
+    def read(cls, variant_dirs: Iterable[Path]) -> "HitTable":
+        """Read ``variant`` artifacts; ``UserError`` if they were not measured on the same positives."""
+        by_variant: dict[str, dict[int, NDArray[np.int64]]] = {}
+        keys: pa.Table | None = None
+        for directory in variant_dirs:
+            manifest = contracts.open_artifact(directory, kind="variant")
+            table = _conversions(directory / RANKS)
+            own_keys = table.select(["query", "item", "user"])
+            if keys is not None and not own_keys.equals(keys):
+                raise UserError(f"expected the same test positives in every variant, found others in {directory}")
+            keys = own_keys
+            found = by_variant.setdefault(manifest.metadata["variant"], {})
+            found[int(manifest.metadata["seed"])] = table["rank"].to_numpy()
+        if keys is None or DEFAULT not in by_variant:
+            raise UserError(f"expected results of the {DEFAULT!r} variant to compare with, found {sorted(by_variant)}")
+        _, user = np.unique(keys["user"].to_numpy(), return_inverse=True)
+        ranks = {name: np.stack([rows[seed] for seed in sorted(rows)]) for name, rows in by_variant.items()}
+        return cls(ranks=ranks, user=user)
+
+    def compare(self, k: int, config: PipelineConfig) -> list[Comparison]:
+        """One comparison a variant at cut-off ``k``."""
+        settings = config.evaluation
+        positives = np.bincount(self.user).astype(np.float64)
+        resampled = {
+            name: crossed_recalls(
+                self._hits(name, k), positives, num_resamples=settings.num_resamples, seed=settings.seed
+            )
+            for name in self.ranks
+        }
+        values = {name: float(self._found(name, k).mean()) for name in self.ranks}
+        level = settings.confidence_level
+        rows = []
+        for name in self.ranks:
+            difference = None
+            if name != DEFAULT and len(self.ranks[name]) == len(self.ranks[DEFAULT]):
+                change = resampled[name] - resampled[DEFAULT]
+                difference = percentile_interval(values[name] - values[DEFAULT], change, confidence_level=level)
+            rows.append(
+                Comparison(
+                    variant=name,
+                    k=k,
+                    recall=percentile_interval(values[name], resampled[name], confidence_level=level),
+                    difference=difference,
+                    num_seeds=len(self.ranks[name]),
+                    num_users=len(positives),
+                    num_positives=len(self.user),
+                )
+            )
+        return rows
+
+    def _found(self, name: str, k: int) -> NDArray[np.bool_]:
+        ranks = self.ranks[name]
+        return (ranks >= 0) & (ranks < k)
+
+    def _hits(self, name: str, k: int) -> NDArray[np.float64]:
+        counts = [np.bincount(self.user, weights=found) for found in self._found(name, k)]
+        return np.stack(counts)
+
+
+def _conversions(path: Path) -> pa.Table:
+    table = pq.read_table(path, columns=["model", "query", "user", "item", "task", "rank"])
+    chosen = table.filter(pc.and_(pc.equal(table["model"], "candidate"), pc.equal(table["task"], 0)))
+    return chosen.sort_by([("query", "ascending"), ("item", "ascending")]).combine_chunks()
+
+
+def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
+    """Refuse to mix the results of two configurations or data sets in one directory."""
+    claim = {"data_uri": data_uri, "config_digest": config_digest(config), "config": config_values(config)}
+    path = output_dir / "request.json"
+    if not path.exists():
+        contracts.write_json(path, claim)
+        return
+    found = json.loads(path.read_text())
+    if (found["data_uri"], found["config_digest"]) != (data_uri, claim["config_digest"]):
+        raise UserError(
+            f"expected an ablation of {data_uri} in {output_dir}, found one of other data or configuration: choose a new --output"
+        )
+
+
+def _snapshot(data_uri: str, output_dir: Path, config: PipelineConfig) -> Path:
+    from conversion_retrieval.validation.stage import validate_data
+
+    snapshot_dir = output_dir / "snapshot"
+    if not is_complete(snapshot_dir, "snapshot"):
+        page_path = output_dir / "validation.html"
+        verdict = validate_data(
+            data_uri=data_uri,
+            snapshot_dir=snapshot_dir,
+            report_dir=output_dir / "report",
+            page_path=page_path,
+            config=config,
+        )
+        if verdict != "valid":
+            raise UserError(f"expected valid data at {data_uri}, found errors: see {page_path}")
+    return snapshot_dir
+
+
+def _features(snapshot_dir: Path, features_root_dir: Path, config: PipelineConfig) -> tuple[Path, Path]:
+    """Features of these labels, split and feature settings, built once for all variants that agree on them."""
+    from conversion_retrieval.features.build import build_features
+
+    parts = (config.labels, config.split, config.features)
+    digest = contracts.content_digest({type(part).__name__: config_digest(part) for part in parts})[:12]
+    features_dir, spec_dir = features_root_dir / digest / "features", features_root_dir / digest / "spec"
+    if not (is_complete(features_dir, "features") and is_complete(spec_dir, "spec")):
+        build_features(snapshot_dir=snapshot_dir, features_dir=features_dir, spec_dir=spec_dir, config=config)
+    return features_dir, spec_dir

@@ -1,0 +1,52 @@
+"""The named variants of the ablation: what each switches, relative to the configuration given."""
+
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from conversion_retrieval.config import PipelineConfig, config_values, parse_config
+from conversion_retrieval.errors import UserError
+
+DEFAULT: Final = "default"
+_SEQUENTIAL: Final = {"model.query_tower.layout": "sequential", "model.item_tower.layout": "sequential"}
+
+VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        DEFAULT: {},
+        # The source's first generation: two heads, sequential towers, no advertiser-level loss.
+        "2023_multi_head_sequential": {**_SEQUENTIAL, "model.heads": "multi_head", "losses.advertiser_weight": 0.0},
+        "multi_head": {"model.heads": "multi_head"},
+        "sequential": _SEQUENTIAL,
+        "no_advertiser_loss": {"losses.advertiser_weight": 0.0},
+        "no_duration_weights": {"labels.click_duration_weighting": False},
+        "no_hard_negatives": {"losses.hard_negatives": False},
+        "no_engagement_task": {"losses.task_weights": {"conversion": 1.0, "engagement": 0.0}},
+        "no_history": {"model.history.encoder": "none"},
+        # Full softmax needs no logQ: the correction is switched off beside its own sampled reference.
+        "sampled_softmax": {"losses.softmax": "sampled"},
+        "sampled_softmax_no_logq": {"losses.softmax": "sampled", "losses.logq_correction": False},
+        "engagement_weight_0.1": {"losses.task_weights": {"conversion": 1.0, "engagement": 0.1}},
+        "engagement_weight_1.0": {"losses.task_weights": {"conversion": 1.0, "engagement": 1.0}},
+    }
+)
+
+
+def select_variants(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The chosen variants, the default always among them and first; ``UserError`` for an unknown name."""
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise UserError(f"expected variants out of {', '.join(VARIANTS)}, found {unknown[0]!r}")
+    return tuple(name for name in VARIANTS if name == DEFAULT or not names or name in names)
+
+
+def variant_config(base: PipelineConfig, name: str, *, seed: int) -> PipelineConfig:
+    """``base`` with the variant's switches, and ``seed`` for initialisation and sampling."""
+    values = copy.deepcopy(config_values(base))
+    switches = {**VARIANTS[name], "model.seed": seed, "training.seed": seed, "evaluation.baselines": ()}
+    for path, value in switches.items():
+        *sections, key = path.split(".")
+        section = values
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    return parse_config(values, where=f"variant {name}")
