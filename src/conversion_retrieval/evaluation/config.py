@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """``ks`` are cut-offs of recall and NDCG; intervals are bootstrapped over users."""
+    """``ks`` are cut-offs of recall and NDCG; intervals are bootstrapped over users.
+
+    Baselines are tuned on up to ``tuning_queries`` validation queries by conversion recall at ``tuning_k``. An infinite
+    half-life counts all events alike.
+    """
 
     ks: tuple[int, ...] = (10, 50, 100, 500, 1000)
     num_resamples: int = 1000
@@ -14,10 +18,41 @@ class EvaluationConfig:
     pure_svd_factors: tuple[int, ...] = (64, 256)
     item_knn_neighbors: tuple[int, ...] = (50, 200)
     popularity_half_lives_days: tuple[float, ...] = (7.0, 14.0, 28.0)
+    own_history_half_lives_days: tuple[float, ...] = (3.0, 14.0, 56.0, 224.0)
+    # An engagement counts this much of a conversion in a user's history.
+    engagement_weights: tuple[float, ...] = (0.1, 1.0)
+    # Only a user's newest items enter co-occurrences and factors: their cost grows with the square of this.
+    max_items_per_user: int = 1000
+    tuning_k: int = 100
+    tuning_queries: int = 5000
+    # Coverage is the share of the catalogue in the lists of this many queries.
+    coverage_queries: int = 5000
     block_queries: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse cut-offs below one."""
+        """Refuse cut-offs below one, empty grids and impossible counts."""
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks must be positive, found {self.ks}")
+        for name in (
+            "pure_svd_factors",
+            "item_knn_neighbors",
+            "popularity_half_lives_days",
+            "own_history_half_lives_days",
+        ):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must hold positive numbers, found {getattr(self, name)}")
+        if not self.engagement_weights or min(self.engagement_weights) < 0:
+            raise ValueError(f"engagement_weights must hold numbers from 0, found {self.engagement_weights}")
+        if not 0 < self.confidence_level < 1:
+            raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        for name in (
+            "num_resamples",
+            "max_items_per_user",
+            "tuning_k",
+            "tuning_queries",
+            "coverage_queries",
+            "block_queries",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")

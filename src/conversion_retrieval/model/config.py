@@ -20,14 +20,21 @@ class TowerConfig:
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""
         if self.cross_layers < 0 or self.cross_rank < 0:
-            raise ValueError(f"cross_layers and cross_rank must not be negative, found {self.cross_layers}, {self.cross_rank}")
+            raise ValueError(
+                f"cross_layers and cross_rank must not be negative, found {self.cross_layers}, {self.cross_rank}"
+            )
+        if any(size <= 0 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes must be positive, found {self.hidden_sizes}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), found {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
-    """The encoder of a user's recent events."""
+    """The encoder of a user's recent events.
+
+    ``half_life_days`` also shape the recency-weighted summary that ``TowerConfig.residual`` adds to the query.
+    """
 
     encoder: Literal["transformer", "recency_mean", "none"] = "transformer"
     layers: int = 1
@@ -35,17 +42,35 @@ class HistoryConfig:
     dropout: float = 0.1
     half_life_days: tuple[float, ...] = (1.0, 7.0, 60.0)
 
+    def __post_init__(self) -> None:
+        """Refuse encoders without layers, heads or half-lives."""
+        if self.layers < 1 or self.heads < 1:
+            raise ValueError(f"history layers and heads must be at least 1, found {self.layers}, {self.heads}")
+        if not self.half_life_days or min(self.half_life_days) <= 0:
+            raise ValueError(f"half_life_days must be positive, found {self.half_life_days}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"history dropout must be in [0, 1), found {self.dropout}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Two towers and their heads; ``embedding_dim`` is the length of the vectors that the index holds."""
+    """Two towers and their heads; ``embedding_dim`` is the length of the vectors that the index holds.
+
+    With ``popularity_bias`` one dimension is added: on the item side a learned function of its performance features,
+    on the query side how much popularity counts for this surface and user. The score stays one inner product.
+    """
 
     embedding_dim: int = 64
     feature_dim: int = 16  # of each categorical and projected embedding column
     item_id_embedding: Literal["plain", "hashed", "none"] = "plain"
+    # Rows of the table that hashed ids share, two rows summed an id; 0 is a quarter of the ids.
+    item_hash_buckets: int = 0
+    # Share of items whose id is hidden in a training step, so that the unknown id (cold items) is trained too.
+    item_id_dropout: float = 0.0
     share_item_embedding: bool = True  # between history and item tower
     heads: Literal["unified", "multi_head"] = "unified"
     normalize: bool = True  # cosine score with a temperature; otherwise the raw dot product
+    popularity_bias: bool = True
     query_tower: TowerConfig = field(default_factory=TowerConfig)
     item_tower: TowerConfig = field(default_factory=TowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
@@ -55,3 +80,9 @@ class ModelConfig:
         """Refuse empty vectors."""
         if self.embedding_dim <= 0 or self.feature_dim <= 0:
             raise ValueError(f"embedding sizes must be positive, found {self.embedding_dim} and {self.feature_dim}")
+        if not 0 <= self.item_id_dropout < 1:
+            raise ValueError(f"item_id_dropout must be in [0, 1), found {self.item_id_dropout}")
+        if self.embedding_dim % self.history.heads:
+            raise ValueError(
+                f"embedding_dim must be a multiple of history.heads, found {self.embedding_dim}, {self.history.heads}"
+            )
