@@ -15,7 +15,7 @@ TINY = SyntheticConfig(
     num_segments=4,
     taste_dim=4,
     embedding_dim=8,
-    requests_per_user_day=0.2,
+    requests_per_user_day=0.25,
     users_per_part=150,
     seed=7,
 )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from conversion_retrieval.errors import UserError
+
 _SHARES = (
     "click_rate",
     "accidental_click_rate",
@@ -19,7 +21,6 @@ _SHARES = (
 _COUNTS = (
     "num_users",
     "num_items",
-    "num_advertisers",
     "num_days",
     "num_categories",
     "num_price_tiers",
@@ -32,9 +33,26 @@ _COUNTS = (
 )
 
 
+_NOT_NEGATIVE = (
+    "num_advertisers",
+    "seed",
+    "requests_per_user_day",
+    "median_purchase_delay_hours",
+    "median_reporting_delay_hours",
+    "taste_strength",
+    "cross_strength",
+    "season_strength",
+    "advertiser_strength",
+    "item_strength",
+    "clickbait_strength",
+    "taste_drift_degrees",
+    "advertiser_size_exponent",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """A seeded world; the defaults make about 300,000 events of 2,000 users on 2,000 items over 60 days.
+    """A seeded world; the defaults make about 480,000 events of 2,000 users on 2,000 items over 60 days.
 
     Rates are means over what the logging policy shows. Strengths are the standard deviations, in logits, that a part
     of the world adds to the decision to click or buy.
@@ -42,7 +60,7 @@ class SyntheticConfig:
 
     num_users: int = 2_000
     num_items: int = 2_000
-    num_advertisers: int = 150
+    num_advertisers: int = 0  # 0 is one for 13 items
     num_days: int = 60
     start_date: str = "2026-01-01"
     seed: int = 0
@@ -53,7 +71,7 @@ class SyntheticConfig:
     taste_dim: int = 8
     embedding_dim: int = 16
 
-    requests_per_user_day: float = 0.25
+    requests_per_user_day: float = 0.4
     slots_per_request: int = 10
     # home_feed, related_items, search
     surface_shares: tuple[float, float, float] = (0.5, 0.2, 0.3)
@@ -71,8 +89,8 @@ class SyntheticConfig:
     median_purchase_delay_hours: float = 4.0
     median_reporting_delay_hours: float = 8.0
 
-    taste_strength: float = 1.2
-    cross_strength: float = 1.0
+    taste_strength: float = 1.5
+    cross_strength: float = 1.3
     season_strength: float = 0.4
     advertiser_strength: float = 0.5
     item_strength: float = 0.8
@@ -90,21 +108,29 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         """Refuse empty worlds, rates outside [0, 1] and dates that are none."""
         for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+            self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], found {getattr(self, name)}")
-        if self.embedding_dim < self.taste_dim:
-            raise ValueError(
-                f"embedding_dim must be at least taste_dim {self.taste_dim}, found {self.embedding_dim}: "
-                "an embedding holds the whole taste"
-            )
-        if self.num_items < self.num_advertisers:
-            raise ValueError(f"num_items must be at least num_advertisers, found {self.num_items}")
-        if len(self.surface_shares) != 3 or min(self.surface_shares) < 0 or abs(sum(self.surface_shares) - 1) > 1e-9:
-            raise ValueError(f"surface_shares must be three shares that sum to 1, found {self.surface_shares}")
-        self.start_us  # noqa: B018 - parses the date
+            self._require(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        for name in _NOT_NEGATIVE:
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        self._require(self.num_advertisers <= self.num_items, "num_advertisers", f"at most num_items {self.num_items}")
+        self._require(self.embedding_dim >= self.taste_dim, "embedding_dim", f"at least taste_dim {self.taste_dim}")
+        shares = self.surface_shares
+        is_distribution = len(shares) == 3 and min(shares) >= 0 and abs(sum(shares) - 1) < 1e-9
+        self._require(is_distribution, "surface_shares", "three shares that sum to 1")
+        try:
+            datetime.fromisoformat(self.start_date)
+        except ValueError:
+            raise UserError(f"start_date must be a date such as 2026-01-01, found {self.start_date!r}") from None
+
+    def _require(self, holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise UserError(f"{name} must be {expected}, found {getattr(self, name)}")
+
+    @property
+    def advertisers(self) -> int:
+        """The number of advertisers, chosen where it is 0."""
+        return self.num_advertisers or max(1, self.num_items // 13)
 
     @property
     def start_us(self) -> int:

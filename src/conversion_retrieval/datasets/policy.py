@@ -37,12 +37,14 @@ class LoggingPolicy:
         age = (now - world.item_launch) / DAY_US
         novelty = np.exp(-np.maximum(age, 0) / _NOVELTY_DAYS) * (world.item_launch > self._config.start_us)
         trend = np.sin(2 * np.pi * (now / DAY_US / world.item_trend[:, 0] + world.item_trend[:, 1]))
-        return np.where(age >= 0, world.item_popularity * np.exp(0.8 * novelty + 0.5 * trend), 0.0)
+        shown: Floats = np.where(age >= 0, world.item_popularity * np.exp(0.8 * novelty + 0.5 * trend), 0.0)
+        return shown
 
     def period(self, times: Integers) -> Integers:
         """The refresh period of each time, the first or last for times outside the world's."""
         days = (times - self._config.start_us) // (self._config.policy_refresh_days * DAY_US)
-        return np.clip(days, 0, len(self._weights) - 1)
+        periods: Integers = np.clip(days, 0, len(self._weights) - 1)
+        return periods
 
     def cluster_probabilities(self, queries: Floats, times: Integers) -> Floats:
         """Probability [Q, K] of each cluster in a slot."""
@@ -51,7 +53,8 @@ class LoggingPolicy:
         with np.errstate(divide="ignore"):
             personal = softmax(self._world.policy_logits(queries) + np.log(share), axis=1)
         explored = self._config.exploration_share
-        return (1 - explored) * personal + explored * share
+        mixed: Floats = (1 - explored) * personal + explored * share
+        return mixed
 
     def sample(self, rng: np.random.Generator, queries: Floats, times: Integers, slots: int) -> Integers:
         """Items [Q, slots], independent from slot to slot."""
@@ -61,18 +64,21 @@ class LoggingPolicy:
         high = self._cumulative[np.take_along_axis(starts[:, 1:], clusters, axis=1)]
         drawn = np.minimum(low + rng.random(low.shape) * (high - low), np.nextafter(high, 0))
         found = np.searchsorted(self._cumulative, drawn, side="right") - 1
-        return self._order[found % len(self._order)]
+        items: Integers = self._order[found % len(self._order)]
+        return items
 
     def probabilities(self, queries: Floats, times: Integers) -> Floats:
         """Probability [Q, N] that one slot holds each item."""
         period, cluster = self.period(times), self._world.item_cluster
         by_cluster = self.cluster_probabilities(queries, times) / np.maximum(self._cluster_weights[period], 1e-300)
-        return by_cluster[:, cluster] * self._weights[period]
+        items: Floats = by_cluster[:, cluster] * self._weights[period]
+        return items
 
     def shown_probabilities(self, queries: Floats, times: Integers) -> Floats:
         """Probability [Q, N] that a request shows each item: repeats within a request are left out."""
         never = np.log1p(-np.minimum(self.probabilities(queries, times), 1 - 1e-12))
-        return -np.expm1(self._config.slots_per_request * never)
+        shown: Floats = -np.expm1(self._config.slots_per_request * never)
+        return shown
 
 
 def _draw_columns(rng: np.random.Generator, probabilities: Floats, draws: int) -> Integers:

@@ -8,7 +8,7 @@ both towers need feature crosses.
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class World:
     def query_factors(
         self, config: SyntheticConfig, users: Integers, times: Integers, surfaces: Integers, context: Floats
     ) -> Floats:
-        """Factors [Q, F] of queries; ``surfaces`` index ``DEFAULT_SURFACES``, ``context`` [Q, D] is zero on the first."""
+        """Factors [Q, F] of queries; ``surfaces`` index ``DEFAULT_SURFACES``, ``context`` [Q, D] is zero at home."""
         passed = (times - config.start_us) / (config.end_us - config.start_us)
         angle = (self.user_drift[users] * passed)[:, None]
         taste = np.cos(angle) * self.user_taste[users, 0] + np.sin(angle) * self.user_taste[users, 1]
@@ -102,7 +102,8 @@ class World:
 
     def policy_logits(self, queries: Floats) -> Floats:
         """What the logging policy, an engagement model that sees clusters only, thinks of them: [Q, K]."""
-        return self.weighted(queries, _POLICY_WEIGHTS) @ self.cluster_factors.T
+        logits: Floats = self.weighted(queries, _POLICY_WEIGHTS) @ self.cluster_factors.T
+        return logits
 
     def click_probability(self, queries: Floats, items: Integers) -> Floats:
         """Probability [n] that the query with factors ``queries`` [n, F] clicks on item ``items`` [n] and means it."""
@@ -132,7 +133,8 @@ class World:
 
 def normalised(vectors: Floats) -> Floats:
     """Rows scaled to length one; zero rows stay zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def draw_world(config: SyntheticConfig) -> World:
@@ -156,17 +158,17 @@ def draw_world(config: SyntheticConfig) -> World:
 
 def _draw_items(
     rng: np.random.Generator, config: SyntheticConfig, centres: Floats, cross: Floats, season: Floats
-) -> dict[str, NDArray[np.generic]]:
+) -> dict[str, Any]:
     advertiser = _draw_advertisers(rng, config)
     category = _draw_categories(rng, config, advertiser)
     tier = _draw_tiers(rng, config, advertiser)
     cluster = category * config.num_price_tiers + tier
-    style = rng.normal(size=(config.num_advertisers, config.taste_dim)) / np.sqrt(config.taste_dim)
+    style = rng.normal(size=(config.advertisers, config.taste_dim)) / np.sqrt(config.taste_dim)
     own = rng.normal(size=(config.num_items, config.taste_dim)) / np.sqrt(config.taste_dim)
     factors = np.hstack(
         [normalised(centres[category] + 0.4 * style[advertiser] + 0.7 * own), cross[cluster], season[category]]
     )
-    quality = rng.normal(size=config.num_advertisers) * config.advertiser_strength
+    quality = rng.normal(size=config.advertisers) * config.advertiser_strength
     clickbait = rng.normal(size=config.num_items) * config.clickbait_strength
     noise = rng.normal(size=config.num_items) * config.item_strength
     launch = _draw_launches(rng, config)
@@ -191,27 +193,28 @@ def _draw_items(
 
 def _draw_advertisers(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
     """Every advertiser one item, the rest by a power law."""
-    sizes = np.arange(1, config.num_advertisers + 1) ** -config.advertiser_size_exponent
-    rest = rng.choice(config.num_advertisers, config.num_items - config.num_advertisers, p=sizes / sizes.sum())
-    return rng.permutation(np.concatenate([np.arange(config.num_advertisers), rest])).astype(np.int64)
+    sizes = np.arange(1, config.advertisers + 1) ** -config.advertiser_size_exponent
+    rest = rng.choice(config.advertisers, config.num_items - config.advertisers, p=sizes / sizes.sum())
+    return rng.permutation(np.concatenate([np.arange(config.advertisers), rest])).astype(np.int64)
 
 
 def _draw_categories(rng: np.random.Generator, config: SyntheticConfig, advertiser: Integers) -> Integers:
     """An advertiser sells in two categories, and now and then elsewhere."""
-    homes = rng.integers(config.num_categories, size=(config.num_advertisers, 2))
+    homes = rng.integers(config.num_categories, size=(config.advertisers, 2))
     chosen = homes[advertiser, rng.integers(2, size=len(advertiser))]
     elsewhere = rng.integers(config.num_categories, size=len(advertiser))
     return np.where(rng.random(len(advertiser)) < 0.1, elsewhere, chosen)
 
 
 def _draw_tiers(rng: np.random.Generator, config: SyntheticConfig, advertiser: Integers) -> Integers:
-    usual = rng.uniform(0, config.num_price_tiers, config.num_advertisers)[advertiser]
+    usual = rng.uniform(0, config.num_price_tiers, config.advertisers)[advertiser]
     return np.clip(usual + rng.normal(0, 0.8, len(advertiser)), 0, config.num_price_tiers - 1).astype(np.int64)
 
 
 def _draw_prices(rng: np.random.Generator, config: SyntheticConfig, category: Integers, tier: Integers) -> Floats:
     level = rng.normal(3, 0.8, config.num_categories)[category] + 0.6 * tier
-    return np.round(np.exp(level + rng.uniform(-0.25, 0.25, len(category))), 2)
+    prices: Floats = np.round(np.exp(level + rng.uniform(-0.25, 0.25, len(category))), 2)
+    return prices
 
 
 def _draw_launches(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
@@ -224,7 +227,7 @@ def _draw_launches(rng: np.random.Generator, config: SyntheticConfig) -> Integer
 
 
 def _draw_reporting(rng: np.random.Generator, config: SyntheticConfig) -> Floats:
-    return expit(logit(config.reporting_rate) + 0.8 * rng.normal(size=config.num_advertisers))
+    return expit(logit(config.reporting_rate) + 0.8 * rng.normal(size=config.advertisers))
 
 
 def _siblings(advertiser: Integers, launch: Integers) -> Integers:
@@ -243,7 +246,7 @@ def _cluster_means(factors: Floats, cluster: Integers, num_clusters: int) -> Flo
     return total / counts
 
 
-def _draw_users(rng: np.random.Generator, config: SyntheticConfig, centres: Floats) -> dict[str, NDArray[np.generic]]:
+def _draw_users(rng: np.random.Generator, config: SyntheticConfig, centres: Floats) -> dict[str, Any]:
     segment_of = rng.integers(config.num_segments, size=(NUM_AGE_BANDS, NUM_REGIONS))
     age_band = rng.integers(NUM_AGE_BANDS, size=config.num_users)
     region = rng.integers(NUM_REGIONS, size=config.num_users)
