@@ -167,9 +167,7 @@ def open_artifact(directory: Path | str, *, kind: str) -> Manifest:
     if unexpected := sorted(present - set(manifest.files) - {MANIFEST}):
         raise CorruptArtifactError(f"expected only listed files, found {unexpected[0]} in the {kind} at {directory}")
     if content_digest(manifest.files) != manifest.digest:
-        raise CorruptArtifactError(
-            f"expected digest {manifest.digest[:12]} for the {kind} at {directory}, found other"
-        )
+        raise CorruptArtifactError(f"expected digest {manifest.digest[:12]} for the {kind} at {directory}, found other")
     return manifest
 
 

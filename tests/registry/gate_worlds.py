@@ -1,4 +1,4 @@
-"""Test windows with known recalls: which conversions the candidate, the champion and popularity recall is set by hand."""
+"""Test windows with known recalls: what the candidate, the champion and popularity recall is set by hand."""
 
 import dataclasses
 
