@@ -1,0 +1,36 @@
+"""Stage ``train``: examples to a two-tower model, on one device, all GPUs of a node, or several nodes."""
+
+from kfp import dsl
+
+from components.images import GPU_IMAGE
+
+
+@dsl.component(base_image=GPU_IMAGE, install_kfp_package=False)
+def train(
+    as_of: str,
+    config_json: str,
+    checkpoint_dir: str,
+    num_nodes: int,
+    gpus_per_node: str,
+    features: dsl.Input[dsl.Dataset],
+    spec: dsl.Input[dsl.Artifact],
+    model: dsl.Output[dsl.Model],
+) -> float:
+    """Train the towers and keep the best step; a retried or repeated run goes on from its last checkpoint.
+
+    Returns the best validation recall.
+    """
+    from pathlib import Path
+
+    from conversion_retrieval.config import stage_config
+    from conversion_retrieval.training.launch import launch_training as stage
+
+    return stage(
+        features_dir=Path(features.path),
+        spec_dir=Path(spec.path),
+        model_dir=Path(model.path),
+        config=stage_config(config_json, as_of=as_of),
+        checkpoint_root=Path(checkpoint_dir),
+        num_nodes=num_nodes,
+        gpus_per_node=int(gpus_per_node),
+    )

@@ -1,0 +1,39 @@
+"""Stage ``validate_data``: raw tables to a checked snapshot and a report, and whether the data may be trained on."""
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def validate_data(
+    data_uri: str,
+    registry_uri: str,
+    as_of: str,
+    config_json: str,
+    run_id: str,
+    snapshot: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+) -> str:
+    """Check events, items and users against the expectation suites; "valid" or "invalid".
+
+    Bad data is a finished stage with a report, not a failed task: the output of a failed task may be lost.
+    """
+    from pathlib import Path
+
+    from conversion_retrieval.validation.stage import validate_data as stage
+
+    from conversion_retrieval import notification
+    from conversion_retrieval.config import stage_config
+
+    verdict = stage(
+        data_uri=data_uri,
+        snapshot_dir=Path(snapshot.path),
+        report_dir=Path(report.path),
+        page_path=Path(page.path),
+        config=stage_config(config_json, as_of=as_of),
+        champion_uri=registry_uri,
+    )
+    notification.record_outcome(registry_uri, run_id, verdict=verdict, report_uri=page.uri)
+    return verdict

@@ -1,0 +1,125 @@
+"""``python -m pipelines``: compile, run, submit, schedule, status, terminate.
+
+Each command imports its part when called, so that ``--help`` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from conversion_retrieval.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The training pipeline: compile it to YAML, run it here, or run and schedule it on Kubeflow.",
+)
+
+Host = Annotated[
+    str, typer.Option(help="Address of Kubeflow Pipelines; default: KF_PIPELINES_ENDPOINT, else in the cluster.")
+]
+Namespace = Annotated[Optional[str], typer.Option(help="Profile namespace, for a multi-user installation.")]
+Token = Annotated[
+    Optional[Path], typer.Option("--token-file", help="File with a bearer token; default: as kfp.Client finds it.")
+]
+Cookies = Annotated[
+    Optional[str], typer.Option(envvar="KF_PIPELINES_COOKIES", help="Session cookies, if a proxy asks.")
+]
+Parameter = Annotated[
+    Optional[list[str]], typer.Option("--param", "-p", help="Pipeline parameter as name=value; again for more.")
+]
+PipelineFile = Annotated[Path, typer.Option("--pipeline", help="Compiled YAML, from `compile`.")]
+MutableImage = Annotated[bool, typer.Option("--allow-mutable-image", help="Accept images by tag (development).")]
+
+
+def main() -> None:
+    """Run the command line; what a user can fix is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted; the same command starts again, training goes on from its checkpoint", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("pipeline.yaml"),
+    image_cpu: Annotated[str, typer.Option(help="Image of the CPU stages, name@sha256:...")] = "",
+    image_gpu: Annotated[str, typer.Option(help="Image of the GPU stages, name@sha256:...")] = "",
+    allow_mutable_image: MutableImage = False,
+    manifests: Annotated[bool, typer.Option("--manifests", help="Also write Pipeline and PipelineVersion.")] = False,
+    evaluate_on_gpu: Annotated[bool, typer.Option("--evaluate-on-gpu", help="Evaluate on the GPU pool.")] = False,
+    spot: Annotated[bool, typer.Option("--spot", help="Prefer spot capacity for GPU stages.")] = False,
+    train_nodes: Annotated[int, typer.Option(help="Training nodes; above 1 as a Kubeflow TrainJob.", min=1)] = 1,
+    cost_center: Annotated[str, typer.Option(help="Pod label for cost reports.")] = "conversion-retrieval",
+    golden: Annotated[bool, typer.Option("--golden", help="Rewrite pipelines/golden instead.")] = False,
+) -> None:
+    """Compile to YAML: the same bytes every time, images pinned by digest, a version named after the content."""
+    from pipelines import compile as compiling
+
+    if golden:
+        from pipelines.golden_files import write_golden
+
+        for path in write_golden():
+            print(path)
+        return
+    place = compiling.placement(
+        image_cpu=image_cpu,
+        image_gpu=image_gpu,
+        allow_mutable_image=allow_mutable_image,
+        evaluate_on_gpu=evaluate_on_gpu,
+        spot=spot,
+        train_nodes=train_nodes,
+        cost_center=cost_center,
+    )
+    compiled = compiling.compile_pipeline(output, place, manifests=manifests)
+    print(f"{compiled.path}: version {compiled.version}")
+    if compiled.manifests_path:
+        print(f"{compiled.manifests_path}: Pipeline and PipelineVersion")
+    if not image_cpu:
+        print("images are those of a local run; name --image-cpu and --image-gpu for a cluster", file=sys.stderr)
+
+
+@app.command()
+def run(
+    data: Annotated[str, typer.Option(help="A directory or gs:// prefix with the canonical tables.")],
+    registry: Annotated[str, typer.Option(help="A directory or gs:// prefix of bundle versions.")],
+    output: Annotated[Path, typer.Option(help="Directory for artifacts, log, report and checkpoints.")],
+    config: Annotated[Optional[Path], typer.Option(help="Configuration (YAML).")] = None,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override, as section.key=value.")] = None,
+    allow_first: Annotated[
+        bool, typer.Option("--allow-first", help="Promote into a registry without champion.")
+    ] = False,
+    notification_url: Annotated[str, typer.Option(help="Webhook told how the run ended.")] = "",
+) -> None:
+    """Run the compiled pipeline here; exit code 0 when it completes, whatever the verdict."""
+    from rich.console import Console
+
+    from pipelines import local, summary
+
+    try:
+        result = local.run_locally(
+            data_uri=data,
+            registry_uri=registry,
+            output_dir=output,
+            config_path=config,
+            overrides=tuple(set_ or ()),
+            allow_first=allow_first,
+            parameters={"notification_url": notification_url},
+        )
+    except local.StageFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    summary.show(result, Console(highlight=False))
+
+
+if __name__ == "__main__":
+    main()

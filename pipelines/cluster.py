@@ -1,0 +1,19 @@
+"""Names that the pipeline and the manifests share; a test holds the two against each other."""
+
+from typing import Final
+
+NAMESPACE: Final = "conversion-retrieval"
+SERVICE_ACCOUNT: Final = "conversion-retrieval-pipeline"
+NOTIFICATION_SECRET: Final = "conversion-retrieval-notification"  # noqa: S105 - the secret's name, not its content
+NOTIFICATION_SECRET_KEY: Final = "url"  # noqa: S105 - as above
+CHECKPOINT_CLAIM: Final = "conversion-retrieval-checkpoints"
+CHECKPOINT_DIR: Final = "/checkpoints"
+TRAINING_RUNTIME: Final = "conversion-retrieval-torch"
+
+POOL_LABEL: Final = "conversion-retrieval/pool"
+GENERAL_POOL: Final = "general"
+GPU_POOL: Final = "gpu"
+CAPACITY_LABEL: Final = "conversion-retrieval/capacity"
+SPOT_CAPACITY: Final = "spot"
+GPU_RESOURCE: Final = "nvidia.com/gpu"
+USER_ID: Final = 10001

@@ -1,0 +1,109 @@
+"""Compile the pipeline to YAML: the same bytes every time, images pinned, a version named after the content."""
+
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from kfp import compiler
+
+from components.images import CPU_IMAGE, GPU_IMAGE
+from conversion_retrieval.contracts import write_bytes
+from conversion_retrieval.errors import UserError
+from pipelines import cluster
+from pipelines.placement import Placement
+from pipelines.training import PIPELINE_NAME, training_pipeline
+
+PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
+LOCAL_IMAGES: Final = frozenset({CPU_IMAGE, GPU_IMAGE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What ``compile_pipeline`` wrote: the pipeline, its version's name, and the resources beside it if asked for."""
+
+    path: Path
+    version: str
+    manifests_path: Path | None = None
+
+
+def placement(
+    *,
+    image_cpu: str = "",
+    image_gpu: str = "",
+    allow_mutable_image: bool = False,
+    evaluate_on_gpu: bool = False,
+    spot: bool = False,
+    train_nodes: int = 1,
+    cost_center: str = "conversion-retrieval",
+) -> Placement:
+    """Check the compile options; without any image the pipeline names those of a local run.
+
+    Raises ``UserError`` for an image that is not pinned by digest, or for one image without the other.
+    """
+    if bool(image_cpu) != bool(image_gpu):
+        raise UserError("expected both --image-cpu and --image-gpu or neither, found one")
+    if image_cpu and not allow_mutable_image:
+        for option, image in (("--image-cpu", image_cpu), ("--image-gpu", image_gpu)):
+            require_pinned(image, where=option)
+    return Placement(
+        image_cpu=image_cpu or CPU_IMAGE,
+        image_gpu=image_gpu or GPU_IMAGE,
+        evaluate_on_gpu=evaluate_on_gpu,
+        spot=spot,
+        train_nodes=train_nodes,
+        cost_center=cost_center,
+    )
+
+
+def require_pinned(image: str, *, where: str) -> None:
+    """``UserError`` unless ``image`` is named by digest: a tag can change under a running schedule."""
+    if not PINNED.fullmatch(image):
+        raise UserError(
+            f"expected an image pinned by digest (name@sha256:...) in {where}, found {image!r}; "
+            "--allow-mutable-image accepts it for development"
+        )
+
+
+def compile_pipeline(output: Path, place: Placement, *, manifests: bool = False) -> Compiled:
+    """Write the pipeline's YAML to ``output``, and with ``manifests`` its Kubernetes resources beside it."""
+    pipeline = training_pipeline(place)
+    content = _compiled(pipeline)
+    version = version_name(content)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, content)
+    if not manifests:
+        return Compiled(path=output, version=version)
+    manifests_path = output.with_suffix(".manifests.yaml")
+    write_bytes(manifests_path, _compiled(pipeline, version=version))
+    return Compiled(path=output, version=version, manifests_path=manifests_path)
+
+
+def version_name(content: bytes) -> str:
+    """The name of the pipeline version that these bytes are."""
+    return f"{PIPELINE_NAME}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def images(content: bytes) -> set[str]:
+    """The images that a compiled pipeline names."""
+    spec = next(yaml.safe_load_all(content))
+    return {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()}
+
+
+def _compiled(pipeline: Any, *, version: str = "") -> bytes:
+    options: dict[str, Any] = {}
+    if version:
+        options["kubernetes_manifest_format"] = True
+        options["kubernetes_manifest_options"] = compiler.compiler_utils.KubernetesManifestOptions(
+            pipeline_name=PIPELINE_NAME,
+            pipeline_version_name=version,
+            namespace=cluster.NAMESPACE,
+            include_pipeline_manifest=True,
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path), **options)
+        return path.read_bytes()

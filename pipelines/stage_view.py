@@ -1,0 +1,121 @@
+"""What a person sees of a local run: a line a stage, its progress, its messages; everything else goes to the log.
+
+kfp.local writes its own logging, the stages' output and tracebacks to one stream. ``StageView`` takes the place of
+that stream, keeps all of it in a file, and shows the part that says something.
+"""
+
+import io
+import re
+import time
+from pathlib import Path
+from typing import Final, Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+STARTED: Final = re.compile(r"INFO - Executing task '([\w-]+)'")
+FINISHED: Final = re.compile(r"Task '([\w-]+)' finished with status (SUCCESS|FAILURE)")
+SKIPPED: Final = re.compile(r"Skipping conditional task (condition-[\w-]+)")
+# The lines of ``conversion_retrieval.progress``: "train: 1,200/5,000 steps, 80/s, 47 s left loss 3.21".
+PROGRESS: Final = re.compile(r"(?P<what>[^:]+): (?P<done>[\d,]+)/(?P<total>[\d,]+) \S+, [\d,]+/s.*")
+EXCEPTION: Final = re.compile(r"^(?:[\w.]+\.)?(?P<type>[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): (?P<text>.+)$")
+USER_ERRORS: Final = re.compile(r"conversion_retrieval\.(?:errors|storage)\.\w+: ")
+NOISE: Final = re.compile(r"\[KFP Executor|\d\d:\d\d:\d\d\.\d{3} - |-{20,}$|\s*$|.*Warning: |\s+warnings\.warn")
+INDENT: Final = "    "
+
+
+class StageView(io.TextIOBase):
+    """A text stream that shows stages as they run; ``total`` is how many the pipeline has."""
+
+    def __init__(self, log_path: Path, *, total: int, console: Optional[Console] = None) -> None:
+        self.failed_stage = ""
+        self.failure = ""
+        self.failure_is_users = False
+        self._console = console or Console(stderr=True, highlight=False)
+        self._log = log_path.open("w", encoding="utf-8")
+        self._total, self._number, self._started = total, 0, time.monotonic()
+        self._pending, self._in_traceback = "", False
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def writable(self) -> bool:
+        """A stream to write to."""
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Take output in pieces of any size; complete lines are logged and shown."""
+        *lines, self._pending = (self._pending + text).split("\n")
+        for line in lines:
+            self._log.write(line + "\n")
+            self._show(ANSI.sub("", line))
+        return len(text)
+
+    def close(self) -> None:
+        """End the bar and the log."""
+        if not self.closed:
+            self._end_bar()
+            self._log.close()
+        super().close()
+
+    def _show(self, line: str) -> None:
+        if started := STARTED.search(line):
+            self._start(started[1].replace("-", "_"))
+        elif finished := FINISHED.search(line):
+            self._finish(finished[1].replace("-", "_"), finished[2])
+        elif line.startswith(INDENT):
+            self._stage_line(line.removeprefix(INDENT))
+
+    def _start(self, stage: str) -> None:
+        self._number += 1
+        self._started, self._in_traceback = time.monotonic(), False
+        self._console.print(f"[bold]\\[{self._number}/{self._total}] {stage}[/bold]")
+
+    def _finish(self, stage: str, status: str) -> None:
+        self._end_bar()
+        if status == "FAILURE":
+            self.failed_stage = self.failed_stage or stage
+            self._console.print("      failed")
+        else:
+            self._console.print(f"      done in {time.monotonic() - self._started:,.1f} s")
+
+    def _stage_line(self, line: str) -> None:
+        if line.startswith("Traceback (most recent call last)"):
+            self._in_traceback = True
+        elif self._in_traceback:
+            self._traceback_line(line)
+        elif progress := PROGRESS.fullmatch(line):
+            self._progress(line, progress["what"], _number(progress["done"]), _number(progress["total"]))
+        elif not NOISE.match(line):
+            self._print(line)
+
+    def _traceback_line(self, line: str) -> None:
+        if exception := EXCEPTION.match(line):
+            self._in_traceback = False
+            self.failure_is_users = bool(USER_ERRORS.match(line))
+            self.failure = exception["text"] if self.failure_is_users else f"{exception['type']}: {exception['text']}"
+
+    def _progress(self, line: str, what: str, done: float, total: float) -> None:
+        if not self._console.is_terminal:
+            self._print(line)
+            return
+        if self._bar is None:
+            columns = (TextColumn("      {task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(what, total=total, line="")
+            self._bar.start()
+        assert self._task is not None
+        rest = line.partition(": ")[2]
+        self._bar.update(self._task, description=what, completed=done, total=total, line=rest)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def _print(self, line: str) -> None:
+        self._console.print(f"      {line}", markup=False, soft_wrap=True)
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))

@@ -1,0 +1,120 @@
+"""The training pipeline: validate, build features, train, evaluate and index side by side, gate, promote."""
+
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from components.build_features import build_features
+from components.build_index import build_index
+from components.evaluate import evaluate
+from components.gate import gate
+from components.notify import notify
+from components.promote import promote
+from components.train import train
+from components.validate_data import validate_data
+from pipelines import cluster
+from pipelines.placement import Placement
+
+PIPELINE_NAME = "conversion-retrieval-training"
+
+
+def training_pipeline(place: Placement) -> Any:
+    """The pipeline as a kfp graph component, its tasks placed as ``place`` says."""
+
+    @dsl.pipeline(
+        name=PIPELINE_NAME,
+        description="From event logs and a catalogue to a gated, promoted retrieval bundle.",
+    )
+    def training(
+        data_uri: str,
+        registry_uri: str,
+        as_of: str = "",
+        allow_first: bool = False,
+        config_json: str = "{}",
+        min_recall: float = -1.0,
+        min_conversions: int = -1,
+        gpu_count: str = "1",  # text: the backend reads a number here as nothing
+        gpu_node_selector: dict = {cluster.POOL_LABEL: cluster.GPU_POOL},  # type: ignore[type-arg]  # noqa: B006
+        checkpoint_dir: str = cluster.CHECKPOINT_DIR,
+        notification_url: str = "",
+    ) -> None:
+        """From event logs and a catalogue to a gated, promoted retrieval bundle.
+
+        Args:
+            data_uri: Directory or gs:// prefix with events, items and (optional) users as Parquet or CSV.
+            registry_uri: Directory or gs:// prefix of bundle versions and the champion pointer.
+            as_of: End of the newest window as an ISO date or time, UTC; empty is the data's newest event.
+            allow_first: Promote although the registry has no champion to compare with.
+            config_json: Configuration overrides as JSON by section, for example {"training": {"max_epochs": 5}}.
+            min_recall: Absolute floor of conversion recall at the gate's k; negative is as configured.
+            min_conversions: Test conversions below which the verdict is insufficient_data; negative is as configured.
+            gpu_count: GPUs of a training pod; with several, torchrun starts a process for each.
+            gpu_node_selector: Labels of the GPU nodes; add the accelerator's label to choose its type.
+            checkpoint_dir: Where training keeps checkpoints between attempts; on the cluster a mounted claim.
+            notification_url: Webhook told how the run ended; empty takes the cluster's secret, if any.
+
+        """
+        on_gpu = {"gpu_count": gpu_count, "node_selector": gpu_node_selector}
+        run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+
+        notify_task = notify(notification_url=notification_url, registry_uri=registry_uri, run_id=run)
+        place.on_cpu(notify_task, "notify")
+        kubernetes.use_secret_as_env(
+            notify_task,
+            cluster.NOTIFICATION_SECRET,
+            {cluster.NOTIFICATION_SECRET_KEY: "NOTIFICATION_URL"},
+            optional=True,
+        )
+
+        with dsl.ExitHandler(notify_task, name="run"):
+            validate_data_task = validate_data(
+                data_uri=data_uri, registry_uri=registry_uri, as_of=as_of, config_json=config_json, run_id=run
+            )
+            place.on_cpu(validate_data_task, "validate_data")
+
+            with dsl.If(validate_data_task.outputs["Output"] == "valid", name="data-is-valid"):
+                build_features_task = build_features(
+                    as_of=as_of, config_json=config_json, snapshot=validate_data_task.outputs["snapshot"]
+                )
+                place.on_cpu(build_features_task, "build_features")
+                built = {name: build_features_task.outputs[name] for name in ("features", "spec")}
+
+                train_task = train(
+                    as_of=as_of,
+                    config_json=config_json,
+                    checkpoint_dir=checkpoint_dir,
+                    num_nodes=place.train_nodes,
+                    gpus_per_node=gpu_count,
+                    **built,
+                )
+                place.train(train_task, **on_gpu)
+                built["model"] = train_task.outputs["model"]
+
+                evaluate_task = evaluate(registry_uri=registry_uri, config_json=config_json, **built)
+                if place.evaluate_on_gpu:
+                    place.on_gpu(evaluate_task, "evaluate", **on_gpu)
+                else:
+                    place.on_cpu(evaluate_task, "evaluate")
+
+                build_index_task = build_index(config_json=config_json, **built)
+                place.on_cpu(build_index_task, "build_index")
+                built["evaluation"] = evaluate_task.outputs["evaluation"]
+                built["index"] = build_index_task.outputs["index"]
+
+                gate_task = gate(
+                    registry_uri=registry_uri,
+                    config_json=config_json,
+                    min_recall=min_recall,
+                    min_conversions=min_conversions,
+                    allow_first=allow_first,
+                    run_id=run,
+                    report=validate_data_task.outputs["report"],
+                    **built,
+                )
+                place.on_cpu(gate_task, "gate")
+
+                with dsl.If(gate_task.outputs["Output"] == "promote", name="verdict-is-promote"):
+                    promote_task = promote(registry_uri=registry_uri, decision=gate_task.outputs["decision"], **built)
+                    place.on_cpu(promote_task, "promote")
+
+    return training

@@ -1,0 +1,111 @@
+"""How a run ended, told to people: stages record the outcome in the registry, the exit handler posts it to a webhook.
+
+An exit handler cannot read the outputs of the tasks it guards (they may never have run), so what is known travels
+through ``REGISTRY/runs/<run id>.json``.
+"""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from conversion_retrieval.contracts import safe_relative_path
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.progress import say
+from conversion_retrieval.registry.decision import read_decision
+from conversion_retrieval.storage import NotFoundError, open_store
+
+URL_VARIABLE: Final = "NOTIFICATION_URL"
+TIMEOUT_SECONDS: Final = 10
+ATTEMPTS: Final = 3
+SUCCEEDED: Final = "SUCCEEDED"
+
+
+def record_outcome(
+    registry_uri: str, run_id: str, *, verdict: str, report_uri: str = "", decision_dir: Path | None = None
+) -> None:
+    """Keep what a run has come to so far; a later stage's record replaces an earlier one's."""
+    outcome: dict[str, Any] = {"verdict": verdict, "report": report_uri}
+    if decision_dir is not None:
+        outcome |= _of_decision(decision_dir)
+    content = json.dumps(outcome, indent=2, allow_nan=False).encode()
+    open_store(registry_uri).write(_key(run_id), content)
+
+
+def read_outcome(registry_uri: str, run_id: str) -> dict[str, Any]:
+    """What ``record_outcome`` kept last; empty if the run ended before anything was known."""
+    try:
+        outcome = json.loads(open_store(registry_uri).read(_key(run_id)).content)
+    except NotFoundError:
+        return {}
+    return outcome if isinstance(outcome, dict) else {}
+
+
+def notify(*, webhook_url: str, registry_uri: str, run_id: str, state: str, error: str = "") -> bool:
+    """Post a run's end as JSON; whether it arrived. Never raises: a broken webhook must not fail a good run.
+
+    ``webhook_url`` falls back to the environment's ``NOTIFICATION_URL``; with neither, nothing is sent.
+    """
+    url = webhook_url or os.environ.get(URL_VARIABLE, "")
+    if not url:
+        say("notify: no webhook is configured, nothing sent")
+        return False
+    try:
+        post(url, message(run_id=run_id, state=state, error=error, outcome=_outcome_or_error(registry_uri, run_id)))
+    except Exception as failure:  # whatever it is, the run's own result stands
+        # Not the failure's text: urllib's may hold the address, and a webhook's address is its password.
+        say(f"notify: the webhook at {urlsplit(url).hostname} was not reached ({type(failure).__name__})")
+        return False
+    say("notify: sent")
+    return True
+
+
+def message(*, run_id: str, state: str, error: str, outcome: dict[str, Any]) -> dict[str, Any]:
+    """The posted JSON. ``text`` is what chat systems show; the other keys are for programs.
+
+    The decision's reason holds recall with its interval and n; ``recall`` has the same as numbers.
+    """
+    verdict = str(outcome.get("verdict") or "none") if state == SUCCEEDED else state.lower()
+    parts = [f"conversion-retrieval run {run_id}: {verdict}"]
+    parts += [text for text in (outcome.get("reason"), error, outcome.get("report")) if text]
+    return {"text": " - ".join(parts), "run_id": run_id, "state": state, "error": error, **outcome}
+
+
+def post(url: str, body: dict[str, Any]) -> None:
+    """POST ``body`` as JSON, again after a network error or a server's 5xx; raises what the last attempt did."""
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise UserError("expected an http:// or https:// webhook address")
+    request = urllib.request.Request(  # noqa: S310 - the scheme is checked above
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    retrying = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(multiplier=0.2, max=5),
+        retry=retry_if_exception_type(urllib.error.URLError),
+        reraise=True,
+    )
+    with retrying.copy()(urllib.request.urlopen, request, timeout=TIMEOUT_SECONDS) as response:
+        response.read()
+
+
+def _of_decision(decision_dir: Path) -> dict[str, Any]:
+    decision = read_decision(decision_dir)
+    recall = next((asdict(check) for check in decision.checks if check.name == "recall_floor"), None)
+    return {"reason": decision.reason, "recall": recall}
+
+
+def _outcome_or_error(registry_uri: str, run_id: str) -> dict[str, Any]:
+    try:
+        return read_outcome(registry_uri, run_id)
+    except (UserError, ValueError) as error:
+        return {"reason": f"the run's record could not be read: {error}"}
+
+
+def _key(run_id: str) -> str:
+    return f"runs/{safe_relative_path(quote(run_id, safe=''), where='runs')}.json"
