@@ -4,9 +4,8 @@ Each command imports its part when called, so that ``--help`` answers at once.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -66,8 +65,9 @@ def generate(
     """Generate the synthetic world, with the true purchase probabilities beside the data."""
     from conversion_retrieval.datasets import synthetic
 
-    sizes = {"num_users": users, "num_items": items, "num_days": days, "seed": seed}
-    config = replace(synthetic.SyntheticConfig(), **{key: size for key, size in sizes.items() if size is not None})
+    chosen: dict[str, Any] = {"num_users": users, "num_items": items, "num_days": days, "seed": seed}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    config = synthetic.SyntheticConfig(**chosen)
     synthetic.generate(output, config)
     print(f"synthetic world written to {output}")
 

@@ -136,7 +136,9 @@ def parse_manifest(content: bytes, *, kind: str, where: str) -> Manifest:
     try:
         manifest = Manifest(**json.loads(content))
     except (ValueError, TypeError) as error:
-        raise CorruptArtifactError(f"expected a {kind} manifest, found an unreadable one in {where}: {error}") from None
+        raise CorruptArtifactError(
+            f"expected a {kind} manifest, found an unreadable {MANIFEST} in {where}: {error}"
+        ) from None
     if manifest.kind != kind:
         raise CorruptArtifactError(f"expected a {kind} artifact, found kind {manifest.kind!r} in {where}")
     if manifest.schema_version != SCHEMA_VERSIONS[kind]:

@@ -208,9 +208,7 @@ def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
         return
     found = json.loads(path.read_text())
     if (found["data_uri"], found["config_digest"]) != (data_uri, claim["config_digest"]):
-        raise UserError(
-            f"expected an ablation of {data_uri} in {output_dir}, found one of other data or configuration: choose a new --output"
-        )
+        raise UserError(f"expected an ablation of {data_uri} in {output_dir}, found another one: choose a new --output")
 
 
 def _snapshot(data_uri: str, output_dir: Path, config: PipelineConfig) -> Path:

@@ -1,0 +1,91 @@
+"""Variants are compared on the same positives, paired, and mistakes are refused."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conversion_retrieval import contracts
+from conversion_retrieval.config import PipelineConfig, load_config
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.ablation import compare_variants
+from conversion_retrieval.evaluation.variants import VARIANTS, select_variants, variant_config
+
+NUM_POSITIVES = 200
+
+
+def _variant(path, name, seed, ranks, items=None):
+    size = len(ranks)
+    table = pa.table(
+        {
+            "model": ["candidate"] * size,
+            "query": np.arange(size) // 2,
+            "user": np.arange(size) // 4,
+            "item": np.arange(size) if items is None else items,
+            "task": np.zeros(size, np.int8),
+            "rank": np.asarray(ranks, np.int64),
+        }
+    )
+    with contracts.new_artifact(path, kind="variant", metadata={"variant": name, "seed": seed}) as directory:
+        pq.write_table(table, directory / "ranks.parquet")
+    return path
+
+
+def _compare(tmp_path, dirs):
+    rows = compare_variants(
+        variant_dirs=dirs, ablation_dir=tmp_path / "out", page_path=tmp_path / "page.html", config=PipelineConfig()
+    )
+    return {(row.variant, row.k): row for row in rows}
+
+
+def test_recall_and_difference_follow_from_the_ranks(tmp_path):
+    half = np.where(np.arange(NUM_POSITIVES) % 2 == 0, 5, 500)
+    dirs = [
+        _variant(tmp_path / "a", "default", 0, half),
+        _variant(tmp_path / "b", "no_history", 0, np.full(NUM_POSITIVES, 500)),
+    ]
+    rows = _compare(tmp_path, dirs)
+    assert rows["default", 100].recall.value == 0.5
+    assert rows["no_history", 100].difference.value == -0.5
+    # Every user has two of four found, so no resample can differ.
+    assert (rows["no_history", 100].difference.low, rows["no_history", 100].difference.high) == (-0.5, -0.5)
+    assert rows["no_history", 1000].recall.value == 1.0
+    assert (
+        "| no_history | 0.0000 [0.0000, 0.0000] | -0.5000 [-0.5000, -0.5000]"
+        in (tmp_path / "out" / "ablation.md").read_text()
+    )
+
+
+def test_not_retrieved_is_never_a_hit(tmp_path):
+    rows = _compare(tmp_path, [_variant(tmp_path / "a", "default", 0, np.full(NUM_POSITIVES, -1))])
+    assert rows["default", 1000].recall.value == 0.0
+
+
+def test_other_positives_are_refused(tmp_path):
+    ranks = np.zeros(NUM_POSITIVES)
+    dirs = [
+        _variant(tmp_path / "a", "default", 0, ranks),
+        _variant(tmp_path / "b", "no_history", 0, ranks, items=np.arange(NUM_POSITIVES) + 1),
+    ]
+    with pytest.raises(UserError, match="same test positives"):
+        _compare(tmp_path, dirs)
+
+
+def test_a_comparison_needs_the_default(tmp_path):
+    with pytest.raises(UserError, match="'default' variant"):
+        _compare(tmp_path, [_variant(tmp_path / "a", "no_history", 0, np.zeros(NUM_POSITIVES))])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_parses_and_differs_from_the_default_only_in_its_switches(name):
+    base = load_config(None, ["training.batch_size=33"])
+    config = variant_config(base, name, seed=4)
+    assert (config.training.batch_size, config.training.seed, config.model.seed) == (33, 4, 4)
+    same_as_default = config == variant_config(base, "default", seed=4)
+    assert same_as_default == (name == "default")
+
+
+def test_unknown_variants_are_refused_and_the_default_always_runs():
+    assert select_variants(("no_history",)) == ("default", "no_history")
+    with pytest.raises(UserError, match="'no_histroy'"):
+        select_variants(("no_histroy",))

@@ -1,0 +1,75 @@
+"""Configurations are checked before anything runs, and mistakes are named with the nearest right answer."""
+
+import subprocess
+import sys
+
+import pytest
+
+from conversion_retrieval.config import PipelineConfig, config_digest, config_values, load_config, parse_config
+from conversion_retrieval.errors import UserError
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("training: {batch_size: 7, max_epochs: 3}\n")
+    config = load_config(path, ["training.batch_size=9", "model.query_tower.hidden_sizes=[8, 4]"])
+    assert (config.training.batch_size, config.training.max_epochs, config.training.patience) == (
+        9,
+        3,
+        PipelineConfig().training.patience,
+    )
+    assert config.model.query_tower.hidden_sizes == (8, 4)
+
+
+def test_resolved_values_parse_back_to_the_same_configuration():
+    config = load_config(None, ["losses.task_weights={conversion: 1.0, engagement: 0.5}"])
+    again = parse_config(config_values(config))
+    assert again == config
+    assert config_digest(again) == config_digest(config) != config_digest(PipelineConfig())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.batchsize=3", "unknown key training.batchsize; did you mean training.batch_size?"),
+        ("trainin.batch_size=3", "unknown key trainin; did you mean training?"),
+        ("model.query_tower.layouts=parallel", "did you mean model.query_tower.layout?"),
+        ("model.query_tower.layout=diagonal", "model.query_tower.layout: .*'diagonal'"),
+        ("training.batch_size=many", "training.batch_size: .*'many'"),
+        ("training.batch_size=0", "must be positive"),
+        ("training.batch_size", "expected section.key=value"),
+        ("training=3", "training: .*"),
+        ("losses.task_weights={views: 1}", "task_weights knows conversion and engagement"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(None, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["training: [", "- a\n- b\n", "\x00"])
+def test_a_broken_file_is_one_line_that_names_it(tmp_path, content):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"broken\.yaml") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["conversion_retrieval.cli", "conversion_retrieval.config"])
+def test_command_line_modules_import_nothing_heavy(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'kfp', 'pandas', 'faiss', 'dask') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_library_never_imports_kfp():
+    code = (
+        "import importlib, pkgutil, sys, conversion_retrieval as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'conversion_retrieval.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'kfp'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
