@@ -203,8 +203,8 @@ def _draw_durations(
     wanted = np.log(np.maximum(purchase, 1e-6) / max(config.cart_rate, 1e-6))
     dwell = _DWELL_SECONDS * np.exp(0.7 * np.clip(wanted, -3, 3) + rng.normal(0, 0.7, len(meant)))
     bounce = rng.exponential(_BOUNCE_SECONDS, len(meant))
-    seconds: Floats = np.round(np.where(meant, dwell, bounce), 3)
-    return seconds
+    seconds: Floats = np.where(meant, dwell, bounce)
+    return seconds.round(3)
 
 
 def _reported(rng: np.random.Generator, world: World, config: SyntheticConfig, happened: pd.DataFrame) -> pd.DataFrame:

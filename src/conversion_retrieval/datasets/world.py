@@ -98,7 +98,8 @@ class World:
         """Query factors [Q, F] scaled so that their dot product with item factors is in logits."""
         taste_dim = self.user_taste.shape[2]
         parts = np.repeat(weights, [taste_dim, _CROSS_DIM, 2])
-        return queries * (self.strengths * parts)
+        scaled: Floats = queries * (self.strengths * parts)
+        return scaled
 
     def policy_logits(self, queries: Floats) -> Floats:
         """What the logging policy, an engagement model that sees clusters only, thinks of them: [Q, K]."""
@@ -213,8 +214,8 @@ def _draw_tiers(rng: np.random.Generator, config: SyntheticConfig, advertiser: I
 
 def _draw_prices(rng: np.random.Generator, config: SyntheticConfig, category: Integers, tier: Integers) -> Floats:
     level = rng.normal(3, 0.8, config.num_categories)[category] + 0.6 * tier
-    prices: Floats = np.round(np.exp(level + rng.uniform(-0.25, 0.25, len(category))), 2)
-    return prices
+    prices: Floats = np.exp(level + rng.uniform(-0.25, 0.25, len(category)))
+    return prices.round(2)
 
 
 def _draw_launches(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
