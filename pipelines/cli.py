@@ -121,5 +121,92 @@ def run(
     summary.show(result, Console(highlight=False))
 
 
-if __name__ == "__main__":
-    main()
+@app.command()
+def submit(
+    param: Parameter = None,
+    pipeline: PipelineFile = Path("pipeline.yaml"),
+    host: Host = "",
+    run_name: Annotated[str, typer.Option(help="Name of the run; one of that name is not made again.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and end with the run.")] = False,
+    namespace: Namespace = None,
+    token_file: Token = None,
+    cookies: Cookies = None,
+    allow_mutable_image: MutableImage = False,
+) -> None:
+    """Upload the pipeline's version once, create a run and print its address."""
+    from pipelines import remote
+    from pipelines.connection import connect
+
+    submission = remote.prepare(pipeline, param or (), allow_mutable_image=allow_mutable_image)
+    client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
+    run_id = remote.submit(client, submission, run_name=run_name, namespace=namespace)
+    print(f"run {run_id}: {remote.run_address(host, run_id)}")
+    if wait:
+        remote.require_finished_well(remote.wait(client, run_id), run_id)
+
+
+@app.command()
+def schedule(
+    cron: Annotated[str, typer.Option(help='Six fields, seconds first, UTC: "0 0 3 * * *" is daily at 03:00.')],
+    param: Parameter = None,
+    pipeline: PipelineFile = Path("pipeline.yaml"),
+    host: Host = "",
+    name: Annotated[
+        str, typer.Option(help="Name of the schedule; there is one of each name.")
+    ] = "conversion-retrieval",
+    pause: Annotated[bool, typer.Option("--pause/--resume", help="Leave the schedule paused or running.")] = False,
+    namespace: Namespace = None,
+    token_file: Token = None,
+    cookies: Cookies = None,
+    allow_mutable_image: MutableImage = False,
+) -> None:
+    """Create or update one recurring run: one at a time, nothing caught up after a pause."""
+    from pipelines import remote
+    from pipelines.connection import connect
+    from pipelines.cron import check_cron, next_times
+
+    cron = check_cron(cron)
+    submission = remote.prepare(pipeline, param or (), allow_mutable_image=allow_mutable_image)
+    client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
+    schedule_id = remote.schedule(client, submission, cron=cron, name=name, paused=pause, namespace=namespace)
+    print(f"schedule {schedule_id}: {name}, {'paused' if pause else 'running'}, version {submission.version_name}")
+    if not pause:
+        print("next: " + ", ".join(f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in next_times(cron)))
+
+
+@app.command()
+def status(
+    run_id: Annotated[str, typer.Argument(help="The run's id, as `submit` printed it.")],
+    host: Host = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and end with the run.")] = False,
+    namespace: Namespace = None,
+    token_file: Token = None,
+    cookies: Cookies = None,
+) -> None:
+    """Show the state of a run and its tasks."""
+    from pipelines import remote
+    from pipelines.connection import connect
+
+    client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
+    if wait:
+        remote.require_finished_well(remote.wait(client, run_id), run_id)
+    found = remote.run_status(client, run_id)
+    print(f"{found.display_name}: {str(found.state).lower()}")
+    for task, state in remote.task_states(found).items():
+        print(f"  {task}: {state.lower()}")
+
+
+@app.command()
+def terminate(
+    run_id: Annotated[str, typer.Argument(help="The run's id, as `submit` printed it.")],
+    host: Host = "",
+    namespace: Namespace = None,
+    token_file: Token = None,
+    cookies: Cookies = None,
+) -> None:
+    """Stop a run; a finished one is left as it is."""
+    from pipelines import remote
+    from pipelines.connection import connect
+
+    client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
+    print(f"run {run_id}: {remote.terminate(client, run_id).lower()}")

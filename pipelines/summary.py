@@ -38,7 +38,7 @@ def summarize(run_dir: Path) -> RunSummary:
 def show(summary: RunSummary, console: Console) -> None:
     """Print the recall table, the verdict with its reasons, and the report's path."""
     if summary.verdict == "invalid":
-        _show_invalid(summary, console)
+        _show_invalid(console)
     else:
         console.print(recall_table(Results.read(summary.run_dir / "evaluate" / "evaluation")))
         _show_decision(read_decision(summary.run_dir / "gate" / "decision"), console)
@@ -81,5 +81,5 @@ def _check_line(check: Check) -> str:
     return f"{check.name}: {check.value:.4g}, threshold {check.threshold:.4g}, n {check.n}"
 
 
-def _show_invalid(summary: RunSummary, console: Console) -> None:
+def _show_invalid(console: Console) -> None:
     console.print("verdict: invalid data, nothing was trained", style="bold")

@@ -1,0 +1,94 @@
+"""Pipeline parameters checked against the compiled YAML before anything is sent: the backend takes whatever comes."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from conversion_retrieval.config import stage_config
+from conversion_retrieval.errors import UserError
+
+BOOLEANS: Final = {"true": True, "false": False}
+
+
+def _boolean(text: str) -> bool:
+    return BOOLEANS[text.lower()]
+
+
+def _json_of(kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = json.loads(text)
+        if not isinstance(value, kind):
+            raise ValueError(f"a JSON {type(value).__name__}")
+        return value
+
+    return parse
+
+
+# The field names of PipelineSpec's ParameterTypeEnum, what a person calls them, and how their text is read.
+PARSERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "STRING": ("text", str),
+    "NUMBER_INTEGER": ("a whole number", int),
+    "NUMBER_DOUBLE": ("a number", float),
+    "BOOLEAN": ("true or false", _boolean),
+    "STRUCT": ("a JSON object", _json_of(dict)),
+    "LIST": ("a JSON list", _json_of(list)),
+}
+
+
+def read_pipeline(path: Path) -> dict[str, Any]:
+    """A compiled pipeline's first document, the PipelineSpec; ``UserError`` if the file holds none."""
+    try:
+        spec = next(yaml.safe_load_all(path.read_bytes()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, StopIteration) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected a compiled pipeline at {path}, found: {reason}; make it with `compile`") from None
+    if not isinstance(spec, dict) or not {"pipelineInfo", "root", "deploymentSpec"} <= set(spec):
+        raise UserError(f"expected a compiled pipeline at {path}, found other YAML; make it with `compile`")
+    return spec
+
+
+def check_parameters(spec: Mapping[str, Any], given: Iterable[str]) -> dict[str, Any]:
+    """``name=value`` texts as typed values.
+
+    Raises ``UserError`` for an unknown name (with the nearest), a text that is not of the parameter's type, a missing
+    parameter without default, a ``config_json`` that the stages would refuse, or a registry that pods cannot keep.
+    """
+    definitions = spec["root"]["inputDefinitions"]["parameters"]
+    values = dict(_parse(text, definitions) for text in given)
+    missing = [
+        n for n, d in definitions.items() if n not in values and "defaultValue" not in d and not d.get("isOptional")
+    ]
+    if missing:
+        raise UserError(f"expected a value for {', '.join(missing)}, found none; give --param {missing[0]}=VALUE")
+    _check_meaning(values)
+    return values
+
+
+def _parse(text: str, definitions: Mapping[str, Any]) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise UserError(f"expected --param name=value, found {text!r}")
+    if name not in definitions:
+        near = difflib.get_close_matches(name, definitions, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(definitions)}"
+        raise UserError(f"the pipeline has no parameter {name!r}; {hint}")
+    words, parse = PARSERS[definitions[name]["parameterType"]]
+    try:
+        return name, parse(value)
+    except (ValueError, KeyError):
+        raise UserError(f"expected {words} for parameter {name}, found {value!r}") from None
+
+
+def _check_meaning(values: Mapping[str, Any]) -> None:
+    stage_config(values.get("config_json", ""), as_of=values.get("as_of", ""))
+    for name in ("data_uri", "registry_uri"):
+        if name in values and not values[name].startswith("gs://"):
+            raise UserError(
+                f"expected a gs:// prefix for {name}, found {values[name]!r}: pods share no local directory"
+            )
+    if not values.get("gpu_count", "1").isdecimal():
+        raise UserError(f"expected a whole number for parameter gpu_count, found {values['gpu_count']!r}")
