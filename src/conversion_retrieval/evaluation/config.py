@@ -18,11 +18,11 @@ class EvaluationConfig:
     pure_svd_factors: tuple[int, ...] = (64, 256)
     item_knn_neighbors: tuple[int, ...] = (50, 200)
     popularity_half_lives_days: tuple[float, ...] = (7.0, 14.0, 28.0)
-    own_history_half_lives_days: tuple[float, ...] = (3.0, 14.0, 56.0, 224.0)
+    own_history_half_lives_days: tuple[float, ...] = (7.0, 28.0, 112.0, 448.0)
     # An engagement counts this much of a conversion in a user's history.
     engagement_weights: tuple[float, ...] = (0.1, 1.0)
-    # Only a user's newest items enter co-occurrences and factors: their cost grows with the square of this.
-    max_items_per_user: int = 1000
+    # Only a user's newest events enter co-occurrences and factors: their cost grows with the square of this.
+    max_events_per_user: int = 1000
     tuning_k: int = 100
     tuning_queries: int = 5000
     # Coverage is the share of the catalogue in the lists of this many queries.
@@ -48,7 +48,7 @@ class EvaluationConfig:
             raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
         for name in (
             "num_resamples",
-            "max_items_per_user",
+            "max_events_per_user",
             "tuning_k",
             "tuning_queries",
             "coverage_queries",
