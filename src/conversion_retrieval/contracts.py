@@ -30,6 +30,7 @@ SCHEMA_VERSIONS: Final[Mapping[str, int]] = {
     "index": 1,
     "decision": 1,
     "bundle": 1,
+    "checkpoint": 1,
     "variant": 1,
     "ablation": 1,
 }

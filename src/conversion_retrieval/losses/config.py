@@ -14,6 +14,7 @@ class LossConfig:
     in_batch_negatives: bool = True
     uniform_negatives: int = 4096
     hard_negatives: bool = True
+    # How many times more than its ordinary share a hard negative counts in its query's softmax.
     hard_negative_weight: float = 1.0
     logq_correction: bool = True
     mask_accidental_hits: bool = True
@@ -26,9 +27,13 @@ class LossConfig:
     advertiser_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse negative weights and an empty temperature range."""
-        if any(weight < 0 for weight in self.task_weights.values()) or self.advertiser_weight < 0:
-            raise ValueError(f"loss weights must not be negative, found {self.task_weights}, {self.advertiser_weight}")
+        """Refuse negative weights, an empty temperature range and a softmax without negatives."""
+        weights = (*self.task_weights.values(), self.advertiser_weight, self.hard_negative_weight)
+        if any(weight < 0 for weight in weights):
+            raise ValueError(
+                "loss weights must not be negative, found "
+                f"{self.task_weights}, {self.advertiser_weight}, {self.hard_negative_weight}"
+            )
         if not 0 < self.min_temperature <= self.temperature <= self.max_temperature:
             raise ValueError(
                 "temperature must lie between min_temperature > 0 and max_temperature, found "
@@ -36,3 +41,7 @@ class LossConfig:
             )
         if unknown := set(self.task_weights) - {"conversion", "engagement"}:
             raise ValueError(f"task_weights knows conversion and engagement, found {sorted(unknown)}")
+        if self.uniform_negatives < 0:
+            raise ValueError(f"uniform_negatives must not be negative, found {self.uniform_negatives}")
+        if self.softmax == "sampled" and not (self.in_batch_negatives or self.uniform_negatives):
+            raise ValueError("a sampled softmax needs in_batch_negatives or uniform_negatives")

@@ -1,12 +1,16 @@
 """The optimisation."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+# Task, whether only items new to the user count, and the cut-off.
+METRIC: Final = re.compile(r"(conversion|engagement)/(new_)?recall@([1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """``batch_size`` counts queries; a query brings all its positives."""
+    """``batch_size`` counts queries, over all processes; a query brings all its positives."""
 
     batch_size: int = 1024
     max_epochs: int = 20
@@ -14,6 +18,7 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     embedding_learning_rate: float = 0.0  # 0 is the same as learning_rate
     weight_decay: float = 1e-4
+    # "adamw_sparse" updates only the embedding rows that a batch touched: for id tables far larger than a batch.
     optimizer: Literal["adamw", "adamw_sparse"] = "adamw"
     warmup_steps: int = 50
     decay: Literal["cosine", "constant"] = "cosine"
@@ -21,6 +26,7 @@ class TrainingConfig:
     early_stopping_metric: str = "conversion/recall@100"
     patience: int = 3  # validations without improvement
     validate_every_steps: int = 0  # 0 is once an epoch
+    max_validation_queries: int = 20_000  # a seeded sample of them when there are more
     checkpoint_every_steps: int = 0  # 0 is at each validation
     keep_checkpoints: int = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -34,4 +40,14 @@ class TrainingConfig:
             raise ValueError(
                 "batch_size, max_epochs and learning_rate must be positive, found "
                 f"{self.batch_size}, {self.max_epochs}, {self.learning_rate}"
+            )
+        if self.patience < 1 or self.keep_checkpoints < 1 or self.max_validation_queries < 1:
+            raise ValueError(
+                "patience, keep_checkpoints and max_validation_queries must be at least 1, found "
+                f"{self.patience}, {self.keep_checkpoints}, {self.max_validation_queries}"
+            )
+        if not METRIC.fullmatch(self.early_stopping_metric):
+            raise ValueError(
+                "early_stopping_metric must be like conversion/recall@100 or conversion/new_recall@100, "
+                f"found {self.early_stopping_metric!r}"
             )

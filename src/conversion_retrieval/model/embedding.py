@@ -1,0 +1,144 @@
+"""Ids, categories and content as vectors: the inputs of the towers and the item embedding that both towers share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conversion_retrieval.model.config import ModelConfig
+from conversion_retrieval.model.inputs import EntityInputs
+from conversion_retrieval.model.sizes import EntitySizes
+
+# Odd multipliers of the multiply-shift hash (Dietzfelbinger et al. 1997): golden ratio and a prime of xxHash.
+HASH_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)
+
+
+class CategoricalEmbedding(nn.Module):
+    """K categorical columns in one table: [M, K] codes -> [M, K, dim]. Code 0 is unknown, a row of its own a column."""
+
+    offsets: Tensor
+
+    def __init__(self, sizes: tuple[int, ...], dim: int, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(sum(sizes), dim, sparse=sparse)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        offsets = torch.tensor((0, *sizes[:-1])).cumsum(0)
+        self.register_buffer("offsets", offsets[: len(sizes)], persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Look up ``codes`` [M, K]."""
+        found: Tensor = self.table(codes + self.offsets)
+        return found
+
+
+class IdEmbedding(nn.Module):
+    """[M] id codes -> [M, dim]; code 0, an id unseen in training, starts at zero: content alone speaks for it."""
+
+    def __init__(self, num_ids: int, dim: int, *, dropout: float = 0.0, sparse: bool = False) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.table = nn.Embedding(num_ids, dim, sparse=sparse)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)
+        with torch.no_grad():
+            self.table.weight[0] = 0
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Look up ``codes``, hiding a share of them while training."""
+        if self.training and self.dropout:
+            codes = codes * (torch.rand(codes.shape, device=codes.device) >= self.dropout)
+        return self.look_up(codes)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """The rows of ``codes``."""
+        found: Tensor = self.table(codes)
+        return found
+
+
+class HashedIdEmbedding(IdEmbedding):
+    """As ``IdEmbedding`` with fewer rows than ids: the sum of two rows picked by two hashes, so that two ids rarely
+    share both (Svenstrup et al. 2017, https://arxiv.org/abs/1709.03933). Row 0 stays the unknown id's own.
+    """
+
+    def __init__(self, num_ids: int, dim: int, *, buckets: int = 0, dropout: float = 0.0, sparse: bool = False) -> None:
+        self.buckets = buckets or max(num_ids // 4, 1)
+        super().__init__(self.buckets + 1, dim, dropout=dropout, sparse=sparse)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """The sum of each code's two rows."""
+        return sum((self.table(self._bucket(codes, multiplier)) for multiplier in HASH_MULTIPLIERS), torch.zeros(()))
+
+    def _bucket(self, codes: Tensor, multiplier: int) -> Tensor:
+        mixed = (codes * multiplier) & 0xFFFFFFFF
+        return torch.where(codes == 0, 0, 1 + (mixed ^ (mixed >> 15)) % self.buckets)
+
+
+def id_embedding(num_ids: int, config: ModelConfig, *, sparse: bool) -> IdEmbedding:
+    """The id embedding that the configuration names."""
+    if config.item_id_embedding == "hashed":
+        return HashedIdEmbedding(
+            num_ids,
+            config.embedding_dim,
+            buckets=config.item_hash_buckets,
+            dropout=config.item_id_dropout,
+            sparse=sparse,
+        )
+    return IdEmbedding(num_ids, config.embedding_dim, dropout=config.item_id_dropout, sparse=sparse)
+
+
+class ItemEmbedding(nn.Module):
+    """What an item is, apart from how it performs: id, categories and content summed, [M] items -> [M, embedding_dim].
+
+    Shared between history, subject item and item tower (``share_item_embedding``), it makes the score of an item
+    that resembles the history high before anything is learned.
+    """
+
+    def __init__(self, sizes: EntitySizes, config: ModelConfig, *, sparse: bool = False) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        has_ids = sizes.num_ids > 1 and config.item_id_embedding != "none"
+        self.ids = id_embedding(sizes.num_ids, config, sparse=sparse) if has_ids else None
+        self.categories = CategoricalEmbedding(sizes.categorical, dim, sparse=sparse) if sizes.categorical else None
+        self.content = projections(sizes.embeddings, dim)
+        self.default = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, items: EntityInputs) -> Tensor:
+        """Embed the items."""
+        parts = [self.default.expand(len(items), -1)]
+        if self.ids is not None:
+            parts.append(self.ids(items.id_code))
+        if self.categories is not None:
+            parts.append(self.categories(items.categorical).sum(1))
+        parts += [project(items.embeddings[name]) for name, project in self.content.items()]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+class ColumnEncoder(nn.Module):
+    """All columns of an entity side by side for a tower's input: [M] entities -> [M, ``output_dim``]."""
+
+    def __init__(self, sizes: EntitySizes, dim: int) -> None:
+        super().__init__()
+        self.categories = CategoricalEmbedding(sizes.categorical, dim) if sizes.categorical else None
+        self.content = projections(sizes.embeddings, dim)
+        self.output_dim = dim * (len(sizes.categorical) + len(sizes.embeddings)) + sizes.numeric
+
+    def forward(self, entities: EntityInputs) -> Tensor:
+        """Encode the columns."""
+        parts = [entities.numeric]
+        if self.categories is not None:
+            parts.append(self.categories(entities.categorical).flatten(1))
+        parts += [project(entities.embeddings[name]) for name, project in self.content.items()]
+        return torch.cat(parts, dim=1)
+
+
+def projections(sizes: dict[str, int], dim: int) -> nn.ModuleDict:
+    """A linear map to ``dim`` for each embedding column; without a bias, so that a missing one adds nothing."""
+    return nn.ModuleDict({name: nn.Linear(size, dim, bias=False) for name, size in sorted(sizes.items())})
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors scaled to length one; the small constant bounds the gradient at the zero vector, which stays zero."""
+    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + 1e-6)
+
+
+def gather_rows(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` with the fast backward pass of an embedding look-up."""
+    return functional.embedding(index, table)

@@ -1,0 +1,176 @@
+"""Encoders of a user's recent events: item, action, surface and recency.
+
+All read ``items`` [B, L, dim], the embeddings of the events' items, and never see padding: adding or removing it
+leaves every query vector as it is. A user without events gets a learned default.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conversion_retrieval.model.config import HistoryConfig
+from conversion_retrieval.model.inputs import QueryInputs
+
+RECENCY_BUCKETS = 16
+
+
+class HistoryEncoder(nn.Module):
+    """[B] queries with [B, L, dim] item embeddings -> [B, ``output_dim``]."""
+
+    output_dim: int
+
+
+def history_encoder(config: HistoryConfig, dim: int, surfaces: int, actions: int) -> HistoryEncoder:
+    """The encoder that the configuration names."""
+    if config.encoder == "transformer":
+        return TransformerHistory(config, dim, surfaces, actions)
+    if config.encoder == "recency_mean":
+        return RecencyMeans(config, dim, actions)
+    return NoHistory()
+
+
+class NoHistory(HistoryEncoder):
+    """Leaves the history out."""
+
+    output_dim = 0
+
+    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+        """Nothing: [B, 0]."""
+        return items.new_zeros(len(queries), 0)
+
+
+def decayed_weights(queries: QueryInputs, log_action: Tensor, half_life_days: Tensor) -> Tensor:
+    """[B, L, H] weights ``exp(log_action[action]) * 2 ** (-age / half_life)``, zero in padding."""
+    action = queries.history_action
+    decay = torch.exp2(-queries.history_age_days.clamp(min=0).unsqueeze(-1) / half_life_days)
+    weights: Tensor = decay * (log_action[action].exp() * (action > 0)).unsqueeze(-1)
+    return weights
+
+
+class RecencyMeans(HistoryEncoder):
+    """A weighted mean of the items for each half-life, side by side: [B, H * dim]."""
+
+    half_life_days: Tensor
+
+    def __init__(self, config: HistoryConfig, dim: int, actions: int) -> None:
+        super().__init__()
+        self.output_dim = len(config.half_life_days) * dim
+        self.log_action = nn.Parameter(torch.zeros(actions))
+        self.empty = nn.Parameter(torch.zeros(self.output_dim))
+        self.register_buffer("half_life_days", torch.tensor(config.half_life_days), persistent=False)
+
+    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+        """Average the items of each history."""
+        weights = decayed_weights(queries, self.log_action, self.half_life_days)
+        means = torch.einsum("blh,bld->bhd", weights, items) / weights.sum(1).clamp(min=1e-6).unsqueeze(-1)
+        return or_default(means.flatten(1), queries, self.empty)
+
+
+class HistorySummary(nn.Module):
+    """One recency-weighted mean of the items, its half-lives mixed by learned shares: [B, dim].
+
+    It is what the residual adds to the query, in the space of the item embeddings.
+    """
+
+    half_life_days: Tensor
+
+    def __init__(self, config: HistoryConfig, dim: int, actions: int) -> None:
+        super().__init__()
+        self.log_action = nn.Parameter(torch.zeros(actions))
+        self.mixture = nn.Parameter(torch.zeros(len(config.half_life_days)))
+        self.empty = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("half_life_days", torch.tensor(config.half_life_days), persistent=False)
+
+    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+        """Average the items of each history."""
+        weights = decayed_weights(queries, self.log_action, self.half_life_days)
+        shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+        mixed = shares @ self.mixture.softmax(0)
+        return or_default(torch.bmm(mixed.unsqueeze(1), items).squeeze(1), queries, self.empty)
+
+
+def or_default(encoded: Tensor, queries: QueryInputs, default: Tensor) -> Tensor:
+    """``default`` where the history is empty."""
+    known = (queries.history_action > 0).any(1, keepdim=True)
+    return torch.where(known, encoded, default)
+
+
+class EventEmbedding(nn.Module):
+    """Item, action, surface and recency (a bucket of log age) of every event, summed: [B, L, dim]."""
+
+    def __init__(self, dim: int, surfaces: int, actions: int) -> None:
+        super().__init__()
+        self.action = nn.Embedding(actions, dim)
+        self.surface = nn.Embedding(surfaces, dim)
+        self.recency = nn.Embedding(RECENCY_BUCKETS, dim)
+        for table in (self.action, self.surface, self.recency):
+            nn.init.normal_(table.weight, std=dim**-0.5)
+
+    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+        """Embed the events."""
+        recency = self.recency(recency_bucket(queries.history_age_days))
+        embedded: Tensor = items + self.action(queries.history_action) + self.surface(queries.history_surface) + recency
+        return embedded
+
+
+def recency_bucket(age_days: Tensor) -> Tensor:
+    """Buckets of doubling age: below a minute, two minutes, four ... the last holds all that is older than 11 days."""
+    minutes = age_days.clamp(min=0) * 1440.0
+    return torch.log2(minutes + 1).long().clamp(max=RECENCY_BUCKETS - 1)
+
+
+class TransformerHistory(HistoryEncoder):
+    """Pre-norm Transformer over the events with a learned summary token, whose last state is the encoding: [B, dim].
+
+    Only the summary token is read, so the last layer computes no other position: with one layer the cost is that of
+    its keys and values.
+    """
+
+    def __init__(self, config: HistoryConfig, dim: int, surfaces: int, actions: int) -> None:
+        super().__init__()
+        self.output_dim = dim
+        self.events = EventEmbedding(dim, surfaces, actions)
+        self.summary = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.layers = nn.ModuleList(AttentionLayer(dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+        """Encode the histories; an empty one leaves the summary token alone with itself."""
+        batch = len(queries)
+        tokens = torch.cat([self.events(queries, items), self.summary.expand(batch, 1, -1)], dim=1)
+        visible = functional.pad(queries.history_action > 0, (0, 1), value=True)
+        for layer in self.layers[:-1]:
+            tokens = layer(tokens, tokens, visible)
+        encoded: Tensor = self.norm(self.layers[-1](tokens[:, -1:], tokens, visible)).squeeze(1)
+        return encoded
+
+
+class AttentionLayer(nn.Module):
+    """Multi-head attention and a two-layer MLP with residuals: [B, T, dim] attends to [B, S, dim] -> [B, T, dim]."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key_value, self.output = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """``visible`` [B, S] says which positions of ``context`` are not padding."""
+        attended = self.attend(self.attention_norm(tokens), self.attention_norm(context), visible)
+        tokens = tokens + functional.dropout(self.output(attended), self.dropout, self.training)
+        refined: Tensor = tokens + functional.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
+        return refined
+
+    def attend(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """Softmax attention a head, padding masked; written out because the masked kernels want whole-head layouts."""
+        query = self._split(self.query(tokens))
+        key, value = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        shares = scores.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1)
+        return (shares @ value).transpose(1, 2).flatten(2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)

@@ -1,0 +1,195 @@
+"""The two towers: queries and items to vectors whose inner product is the score."""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from conversion_retrieval.model.config import ModelConfig
+from conversion_retrieval.model.embedding import (
+    CategoricalEmbedding,
+    ColumnEncoder,
+    ItemEmbedding,
+    gather_rows,
+    unit_length,
+)
+from conversion_retrieval.model.history import HistorySummary, history_encoder
+from conversion_retrieval.model.inputs import EntityInputs, QueryInputs
+from conversion_retrieval.model.sizes import InputSizes
+from conversion_retrieval.model.tower import Tower
+
+TASKS: Final = ("conversion", "engagement")
+UNIFIED_HEAD: Final = "unified"
+SERVED_HEAD: Final = "conversion"
+
+
+class Heads(nn.ModuleDict):
+    """One linear head for all tasks (``unified``) or one a task (``multi_head``); [M, input_dim] -> [M, dim]."""
+
+    def __init__(self, input_dim: int, config: ModelConfig, *, residual: bool) -> None:
+        names = TASKS if config.heads == "multi_head" else (UNIFIED_HEAD,)
+        # With a residual start near the shared embeddings' own inner product.
+        gain = 0.1 if residual else 1.0
+        super().__init__({name: _linear(input_dim, config.embedding_dim, gain) for name in names})
+
+    def forward(self, hidden: Tensor, residual: Tensor | None) -> dict[str, Tensor]:
+        """A vector a head, each with the residual added."""
+        return {name: head(hidden) if residual is None else head(hidden) + residual for name, head in self.items()}
+
+
+def _linear(input_dim: int, output_dim: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(input_dim, output_dim)
+    nn.init.normal_(layer.weight, std=gain * input_dim**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PopularityBias(nn.Module):
+    """One more dimension, so that a score can rise with popularity by as much as surface and user ask for.
+
+    Item side: a small network over the performance features. Query side: a positive linear weight. In a cosine
+    score, an item that everybody buys could otherwise not stand out for a user about whom nothing is known.
+    """
+
+    def __init__(self, item_dim: int, query_dim: int) -> None:
+        super().__init__()
+        self.item = nn.Sequential(nn.Linear(item_dim, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.query = nn.Linear(query_dim, 1)
+        nn.init.zeros_(self.query.weight)
+        nn.init.zeros_(self.query.bias)
+
+
+class ItemTower(nn.Module):
+    """Static columns, performance features and the shared embedding -> item vectors."""
+
+    def __init__(self, sizes: InputSizes, config: ModelConfig) -> None:
+        super().__init__()
+        self.residual = config.item_tower.residual
+        self.columns = ColumnEncoder(sizes.items, config.feature_dim)
+        self.body = Tower(config.embedding_dim + self.columns.output_dim + sizes.item_performance, config.item_tower)
+        self.heads = Heads(self.body.output_dim, config, residual=self.residual)
+
+    def forward(self, items: EntityInputs, performance: Tensor, embedded: Tensor) -> dict[str, Tensor]:
+        """A vector a head; ``performance`` [M, F] as of the query's time, ``embedded`` [M, embedding_dim]."""
+        hidden = self.body(torch.cat([embedded, self.columns(items), performance], dim=1))
+        vectors: dict[str, Tensor] = self.heads(hidden, embedded if self.residual else None)
+        return vectors
+
+
+class QueryTower(nn.Module):
+    """Context, preferences and history -> query vectors."""
+
+    def __init__(self, sizes: InputSizes, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embedding_dim
+        has_history = config.history.encoder != "none"
+        self.surface = CategoricalEmbedding((sizes.surfaces,), config.feature_dim)
+        self.context = nn.Linear(sizes.context_embedding, config.feature_dim) if sizes.context_embedding else None
+        self.users = ColumnEncoder(sizes.users, config.feature_dim)
+        self.history = history_encoder(config.history, dim, sizes.surfaces, sizes.actions)
+        residual = config.query_tower.residual and has_history
+        self.summary = HistorySummary(config.history, dim, sizes.actions) if residual else None
+        context_dim = config.feature_dim if sizes.context_embedding else 0
+        self.preference_dim = config.feature_dim + context_dim + self.users.output_dim + sizes.user_aggregates
+        input_dim = self.preference_dim + dim + self.history.output_dim
+        self.body = Tower(input_dim, config.query_tower)
+        self.heads = Heads(self.body.output_dim, config, residual=residual)
+
+    def preferences(self, queries: QueryInputs) -> Tensor:
+        """Everything about the query but items: [B, ``preference_dim``]."""
+        surface = self.surface(queries.surface.unsqueeze(1)).squeeze(1)
+        parts = [surface, self.users(queries.users), queries.user_aggregates]
+        if self.context is not None:
+            parts.append(self.context(queries.context_embedding))
+        return torch.cat(parts, dim=1)
+
+    def forward(self, queries: QueryInputs, preferences: Tensor, embedded: Tensor) -> dict[str, Tensor]:
+        """A vector a head; ``embedded`` [I + 1, embedding_dim]: the items referred to, the unknown item last."""
+        history = gather_rows(embedded, queries.history_item)
+        subject = gather_rows(embedded, queries.context_item)
+        hidden = self.body(torch.cat([preferences, subject, self.history(queries, history)], dim=1))
+        residual = self.summary(queries, history) if self.summary is not None else None
+        vectors: dict[str, Tensor] = self.heads(hidden, residual)
+        return vectors
+
+
+class TwoTower(nn.Module):
+    """Scores are inner products of ``encode_queries`` and ``encode_items``, both ``output_dim`` long.
+
+    The catalogue is no part of the model: callers hold it as ``EntityInputs`` (``model.inputs.item_inputs``), embed it
+    once with ``embed_items`` and pass the result wherever items are looked up.
+    """
+
+    def __init__(self, sizes: InputSizes, config: ModelConfig, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.sizes, self.config = sizes, config
+        self.item_embedding = ItemEmbedding(sizes.items, config, sparse=sparse)
+        shared = config.share_item_embedding
+        self.history_embedding = None if shared else ItemEmbedding(sizes.items, config, sparse=sparse)
+        self.query_tower, self.item_tower = QueryTower(sizes, config), ItemTower(sizes, config)
+        has_bias = config.popularity_bias and sizes.item_performance > 0
+        self.bias = PopularityBias(sizes.item_performance, self.query_tower.preference_dim) if has_bias else None
+
+    @property
+    def output_dim(self) -> int:
+        """The length of the served vectors: ``embedding_dim``, and one more for the popularity bias."""
+        return self.config.embedding_dim + (self.bias is not None)
+
+    def embed_items(self, items: EntityInputs) -> Tensor:
+        """The item tower's static embedding, [M, embedding_dim]."""
+        embedded: Tensor = self.item_embedding(items)
+        return embedded
+
+    def embed_history_items(self, items: EntityInputs, embedded: Tensor | None = None) -> Tensor:
+        """The same for history and subject items; ``embedded`` is returned when the embedding is shared."""
+        if self.history_embedding is not None:
+            return self.history_embedding(items)  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+        return self.embed_items(items) if embedded is None else embedded
+
+    def encode_items(
+        self, items: EntityInputs, performance: Tensor, embedded: Tensor | None = None, head: str = SERVED_HEAD
+    ) -> Tensor:
+        """[M] items with ``performance`` [M, F] -> [M, output_dim] of the head of one task."""
+        return self.item_vectors(items, performance, embedded)[self.head_of(head)]
+
+    def encode_queries(self, queries: QueryInputs, embedded: Tensor, head: str = SERVED_HEAD) -> Tensor:
+        """[B] queries -> [B, output_dim]; ``embedded`` is ``embed_history_items`` of the items they refer to."""
+        return self.query_vectors(queries, embedded)[self.head_of(head)]
+
+    def item_vectors(
+        self, items: EntityInputs, performance: Tensor, embedded: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As ``encode_items`` for every head, by its name."""
+        embedded = self.embed_items(items) if embedded is None else embedded
+        bias = None if self.bias is None else self.bias.item(performance)
+        return self._finished(self.item_tower(items, performance, embedded), bias)
+
+    def query_vectors(self, queries: QueryInputs, embedded: Tensor) -> dict[str, Tensor]:
+        """As ``encode_queries`` for every head, by its name."""
+        preferences = self.query_tower.preferences(queries)
+        weight = None if self.bias is None else functional.softplus(self.bias.query(preferences))
+        return self._finished(self.query_tower(queries, preferences, embedded), weight)
+
+    def head_of(self, task: str) -> str:
+        """The name of the head that a task trains."""
+        return task if self.config.heads == "multi_head" else UNIFIED_HEAD
+
+    def renormalize(self, vectors: Tensor) -> Tensor:
+        """Bring means of item vectors back to the scale of item vectors."""
+        dim = self.config.embedding_dim
+        return torch.cat([self._scaled(vectors[:, :dim]), vectors[:, dim:]], dim=1)
+
+    def _finished(self, vectors: dict[str, Tensor], bias: Tensor | None) -> dict[str, Tensor]:
+        scaled = {name: self._scaled(values) for name, values in vectors.items()}
+        return scaled if bias is None else {name: torch.cat([v, bias.float()], dim=1) for name, v in scaled.items()}
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return unit_length(vectors.float()) if self.config.normalize else vectors.float()
+
+
+def make_model(sizes: InputSizes, config: ModelConfig, *, sparse: bool = False) -> TwoTower:
+    """A freshly initialised model, the same for the same ``config.seed`` whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return TwoTower(sizes, config, sparse=sparse)

@@ -1,0 +1,112 @@
+"""Query rows to tensors: flat gathers only, nothing by the row, in the same way for every process and every run."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.inputs import QueryArrays
+from conversion_retrieval.losses.config import LossConfig
+from conversion_retrieval.losses.labels import Labels
+from conversion_retrieval.model.inputs import EntityInputs, QueryInputs, as_tensor
+from conversion_retrieval.training.examples import Examples, Indices
+from conversion_retrieval.training.labelling import LabelMaker
+from conversion_retrieval.training.pool import Pool, takes_full_softmax
+from conversion_retrieval.training.shard import Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step's input on the device.
+
+    ``items`` [M] with ``performance`` [M, F] are what the item tower encodes; ``referenced`` [U] are the items of
+    histories and contexts, the unknown one last; with the full softmax both are views of the catalogue.
+    """
+
+    queries: QueryInputs
+    items: EntityInputs
+    performance: Tensor
+    referenced: EntityInputs
+    labels: Labels
+    num_queries: int
+    full: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchBuilder:
+    """Makes batches; ``catalogue`` is ``model.inputs.item_inputs`` of the dataset's items."""
+
+    dataset: FeatureDataset
+    examples: Examples
+    catalogue: EntityInputs
+    losses: LossConfig
+    seed: int
+    device: torch.device
+    shard: Shard = field(default_factory=Shard)
+
+    def build(self, snapshot: int, rows: Indices, *, epoch: int, index: int) -> Batch:
+        """The batch of the queries at ``rows``, whose uniform negatives depend on (seed, epoch, index) alone."""
+        generator = np.random.default_rng([self.seed, epoch, index, 1])
+        labels, pool = self.label_maker.make(snapshot, rows, generator)
+        arrays = self.dataset.query_arrays(self.examples.split, rows[self.shard.slice(len(rows))])
+        referenced, queries = self._queries(arrays)
+        return Batch(
+            queries=queries,
+            items=self._items(pool),
+            performance=as_tensor(self._performance(pool, snapshot), self.device, torch.float32),
+            referenced=referenced,
+            labels=labels,
+            num_queries=len(rows),
+            full=self.full,
+        )
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether batches contrast with the whole catalogue."""
+        return takes_full_softmax(self.losses, self.dataset.num_items)
+
+    @cached_property
+    def label_maker(self) -> LabelMaker:
+        """What turns query rows into labels."""
+        return LabelMaker(
+            examples=self.examples, losses=self.losses, full=self.full, shard=self.shard, device=self.device
+        )
+
+    def _items(self, pool: Pool) -> EntityInputs:
+        if self.full:
+            return self.catalogue.rows(slice(self.dataset.num_items))
+        return self.catalogue.rows(as_tensor(pool.items, self.device, torch.int64))
+
+    def _performance(self, pool: Pool, snapshot: int) -> NDArray[np.float32]:
+        if self.full:
+            return self.dataset.performance(snapshot)
+        return self.dataset.performance_rows(pool.items, snapshot)
+
+    def _queries(self, arrays: QueryArrays) -> tuple[EntityInputs, QueryInputs]:
+        if self.full:
+            return self.catalogue, QueryInputs.of(arrays, self.dataset.num_items, self.device)
+        rows, compact = referenced_items(arrays)
+        index = as_tensor(np.append(rows, self.dataset.num_items), self.device, torch.int64)
+        return self.catalogue.rows(index), QueryInputs.of(compact, len(rows), self.device)
+
+
+def referenced_items(arrays: QueryArrays) -> tuple[Indices, QueryArrays]:
+    """The distinct items of contexts and histories, and the arrays with rows of that list instead."""
+    values = np.concatenate([arrays.context_item, arrays.history_item.ravel()])
+    rows, inverse = np.unique(values, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    if len(rows) and rows[0] < 0:
+        rows, inverse = rows[1:], inverse - 1
+    count = len(arrays)
+    compact = QueryArrays(
+        **{
+            **vars(arrays),
+            "context_item": inverse[:count],
+            "history_item": inverse[count:].reshape(arrays.history_item.shape),
+        }
+    )
+    return rows, compact

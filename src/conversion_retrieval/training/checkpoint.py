@@ -1,0 +1,108 @@
+"""Checkpoints: a new directory each, complete or invisible, from which a run goes on as if it had never stopped.
+
+No random state is stored: everything random derives from the seed, the epoch and the step.
+"""
+
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conversion_retrieval.contracts import new_artifact, open_artifact, read_manifest, write_json
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.progress import say
+
+KIND: Final = "checkpoint"
+TENSORS_FILE: Final = "tensors.safetensors"
+STATE_FILE: Final = "state.json"
+
+
+@dataclass(kw_only=True)
+class Position:
+    """Where a run is: ``step`` steps done, the next is batch ``index`` of ``epoch``; and how validation went."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    queries: int = 0
+    validated_step: int = -1
+    best_value: float = -1.0
+    best_step: int = -1
+    stale_validations: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A position with all tensors: ``model/*``, ``objective/*``, ``optimizer/*`` and the best weights, ``best/*``."""
+
+    position: Position
+    tensors: dict[str, Tensor]
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors below ``name/``."""
+        return {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run in a directory; ``fingerprint`` identifies configuration, features and spec."""
+
+    directory: Path
+    fingerprint: str
+    keep: int
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a new checkpoint, its manifest last, then remove the oldest beyond ``keep``."""
+        path = self.directory / f"step-{checkpoint.position.step:09d}-{uuid.uuid4().hex[:8]}"
+        with new_artifact(path, kind=KIND, inputs={"run": self.fingerprint}) as working_dir:
+            contiguous = {key: t.detach().contiguous().cpu() for key, t in checkpoint.tensors.items()}
+            save_file(contiguous, str(working_dir / TENSORS_FILE))
+            write_json(working_dir / STATE_FILE, asdict(checkpoint.position))
+        for old in self.paths()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that reads well, None where there is none.
+
+        A damaged one is passed over with a line that says so. Raises ``UserError`` for another run's checkpoints.
+        """
+        for path in self.paths():
+            try:
+                manifest = open_artifact(path, kind=KIND)
+            except CorruptArtifactError as error:
+                say(f"checkpoint passed over: {error}")
+                continue
+            self._check(path, manifest.inputs.get("run", ""))
+            say(f"resuming from {path}")
+            return read_checkpoint(path)
+        return None
+
+    def paths(self) -> list[Path]:
+        """Complete checkpoints, newest first."""
+        found = []
+        for path in self.directory.glob("step-*"):
+            try:
+                found.append((path.name.split("-")[1], read_manifest(path, kind=KIND).created_time, path))
+            except CorruptArtifactError:
+                continue
+        return [path for *_, path in sorted(found, reverse=True)]
+
+    def _check(self, path: Path, found: str) -> None:
+        if found != self.fingerprint:
+            raise UserError(
+                f"expected a checkpoint of this configuration and data ({self.fingerprint[:12]}), found {found[:12]} "
+                f"at {path}: give another checkpoint directory or remove it"
+            )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that was verified."""
+    values = json.loads((path / STATE_FILE).read_text())
+    return Checkpoint(position=Position(**values), tensors=load_file(str(path / TENSORS_FILE)))

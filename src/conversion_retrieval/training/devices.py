@@ -1,0 +1,42 @@
+"""Which device and which precision a run uses."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.training.config import TrainingConfig
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` names; ``UserError`` for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("expected a GPU for training.device=cuda, found none: use auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether towers compute in bfloat16: with ``auto`` on GPUs, and on CPUs whose matrix units (AMX) gain from it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
+    """The towers' arithmetic; scores and losses stay in float32 outside of it."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def prepare_backend(device: torch.device, *, bf16: bool) -> None:
+    """On a GPU let float32 products (the scores) use TensorFloat-32 where bfloat16 was allowed for the rest."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = bf16
+
+
+def compiles(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether to ``torch.compile`` the towers: with ``auto`` on GPUs only, where it pays for its minutes."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")

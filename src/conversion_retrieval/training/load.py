@@ -1,0 +1,127 @@
+"""A trained model with its spec: the one way to vectors in evaluation, indexing and serving."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from conversion_retrieval.config import PipelineConfig, parse_config
+from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.features.dataset import FeatureDataset, Split
+from conversion_retrieval.features.inputs import QueryArrays
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.model.inputs import EntityInputs, QueryInputs, as_tensor, item_inputs
+from conversion_retrieval.model.sizes import InputSizes
+from conversion_retrieval.model.two_tower import TwoTower, make_model
+from conversion_retrieval.training.devices import choose_device
+
+ITEM_BLOCK = 65_536
+QUERY_BLOCK = 4_096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model that only encodes, in float32. The catalogue of the last dataset used is kept on the device."""
+
+    model: TwoTower
+    spec: FeatureSpec
+    config: PipelineConfig
+    device: torch.device
+    digest: str = ""
+    _catalogues: dict[int, "Catalogue"] = field(default_factory=dict, repr=False)
+
+    @property
+    def embedding_dim(self) -> int:
+        """The length of query and item vectors."""
+        return self.model.output_dim
+
+    def encode_items(self, dataset: FeatureDataset, snapshot: int) -> NDArray[np.float32]:
+        """Vectors [N, D] of the whole catalogue with performance as of ``snapshot``."""
+        catalogue = self.catalogue(dataset)
+        performance = as_tensor(dataset.performance(snapshot), self.device, torch.float32)
+        blocks = [
+            self._encode_item_block(catalogue, performance, slice(start, min(start + ITEM_BLOCK, dataset.num_items)))
+            for start in range(0, dataset.num_items, ITEM_BLOCK)
+        ]
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
+
+    def encode_queries(self, dataset: FeatureDataset, split: Split, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Vectors [B, D] of the split's queries at ``rows``."""
+        blocks = [
+            self.encode_arrays(dataset, dataset.query_arrays(split, rows[start : start + QUERY_BLOCK]))
+            for start in range(0, len(rows), QUERY_BLOCK)
+        ]
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
+
+    @torch.no_grad()
+    def encode_arrays(self, dataset: FeatureDataset, arrays: QueryArrays) -> NDArray[np.float32]:
+        """Vectors [B, D] of queries given as arrays, whose items are rows of the dataset's catalogue."""
+        self.model.eval()
+        inputs = QueryInputs.of(arrays, dataset.num_items, self.device)
+        vectors = self.model.encode_queries(inputs, self.catalogue(dataset).history)
+        return np.asarray(vectors.float().cpu().numpy())
+
+    @torch.no_grad()
+    def catalogue(self, dataset: FeatureDataset) -> "Catalogue":
+        """The dataset's items on the device with their static embeddings."""
+        if id(dataset) not in self._catalogues:
+            self.model.eval()
+            self._catalogues.clear()
+            self._catalogues[id(dataset)] = embed_catalogue(
+                self.model, dataset, item_inputs(dataset.items, self.device)
+            )
+        return self._catalogues[id(dataset)]
+
+    @torch.no_grad()
+    def _encode_item_block(self, catalogue: "Catalogue", performance: Tensor, rows: slice) -> NDArray[np.float32]:
+        self.model.eval()
+        vectors = self.model.encode_items(catalogue.items.rows(rows), performance[rows], catalogue.embedded[rows])
+        return np.asarray(vectors.float().cpu().numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """Items and the unknown one, [N + 1], with the static embeddings of the item tower and of histories.
+
+    ``dataset`` keeps the object alive whose identity names this catalogue.
+    """
+
+    dataset: FeatureDataset
+    items: EntityInputs
+    embedded: Tensor
+    history: Tensor
+
+
+def embed_catalogue(model: TwoTower, dataset: FeatureDataset, items: EntityInputs) -> Catalogue:
+    """Embed all items once."""
+    embedded = model.embed_items(items)
+    history = model.embed_history_items(items, embedded)
+    return Catalogue(dataset=dataset, items=items, embedded=embedded, history=history)
+
+
+def load_model(model_dir: Path | str, *, device: str = "auto") -> LoadedModel:
+    """Open a model artifact. Raises ``CorruptArtifactError`` where its files do not fit together."""
+    directory = Path(model_dir)
+    manifest = open_artifact(directory, kind="model")
+    config = parse_config(json.loads((directory / "config.json").read_text()), where=str(directory / "config.json"))
+    spec = FeatureSpec.load(directory / "spec")
+    chosen = choose_device(device)
+    model = make_model(InputSizes.of(spec), config.model).to(chosen)
+    load_weights(model, directory / "weights.safetensors")
+    return LoadedModel(model=model, spec=spec, config=config, device=chosen, digest=manifest.digest)
+
+
+def load_weights(model: TwoTower, path: Path) -> None:
+    """Fill the model; ``CorruptArtifactError`` where the file lacks a tensor or holds one of another shape."""
+    try:
+        model.load_state_dict(load_file(str(path)))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CorruptArtifactError(f"expected weights of the configured model at {path}, found: {reason}") from None

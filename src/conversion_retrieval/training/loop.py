@@ -1,0 +1,191 @@
+"""The training loop: batches in order, validation and checkpoints at their steps, until patience or steps run out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.losses.objective import LossValues
+from conversion_retrieval.progress import Meter, meter, say
+from conversion_retrieval.training.batches import Batch, BatchBuilder
+from conversion_retrieval.training.checkpoint import Checkpoint, Checkpoints, Position
+from conversion_retrieval.training.config import TrainingConfig
+from conversion_retrieval.training.distributed import any_process, sum_numbers
+from conversion_retrieval.training.examples import Indices, batch_order, num_batches
+from conversion_retrieval.training.interruption import Interrupted, StopRequest, stop_on_sigterm
+from conversion_retrieval.training.prefetch import prefetch
+from conversion_retrieval.training.recorder import Recorder
+from conversion_retrieval.training.step import DivergedError, Learner
+from conversion_retrieval.training.validation import Validator
+
+STEPS_BETWEEN_LOSSES = 10
+
+
+def total_steps(config: TrainingConfig, batches_per_epoch: int) -> int:
+    """Steps of a run that no early stopping ends."""
+    steps = config.max_epochs * batches_per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything that a run needs; ``fit`` moves ``position`` forward and leaves the best weights in the model."""
+
+    learner: Learner
+    builder: BatchBuilder
+    validator: Validator
+    recorder: Recorder
+    checkpoints: Checkpoints | None
+    config: TrainingConfig
+    position: Position
+    best: dict[str, Tensor] = field(default_factory=dict)
+    last_checkpoint: str = "none"
+
+    def fit(self) -> Position:
+        """Train to the end. Raises ``Interrupted`` after SIGTERM, ``DivergedError`` for a loss that is not finite."""
+        with stop_on_sigterm() as stop, meter("train", total=self._queries_to_come, unit="queries") as progress:
+            self._finish_validation()
+            for batch in self._batches():
+                self._step(batch, progress)
+                self._validate_and_save(stop)
+                if self._done:
+                    break
+        if self.best:
+            self.learner.model.load_state_dict(self.best)
+        return self.position
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return num_batches(self.builder.examples, self.config.batch_size)
+
+    @property
+    def _queries_to_come(self) -> float:
+        share = (self.learner.optimizer.total_steps - self.position.step) / self.steps_per_epoch
+        return share * self.builder.examples.num_queries
+
+    @property
+    def _done(self) -> bool:
+        exhausted = self.position.stale_validations >= self.config.patience
+        return exhausted or self.position.step >= self.learner.optimizer.total_steps
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from the current position on, made ahead in a thread."""
+        if self._done:
+            return iter(())
+        return prefetch(lambda place: self.builder.build(*place[2:], epoch=place[0], index=place[1]), self._places())
+
+    def _places(self) -> Iterator[tuple[int, int, int, Indices]]:
+        """(epoch, index, snapshot, rows) of the batches to come."""
+        for epoch in range(self.position.epoch, self.config.max_epochs):
+            order = batch_order(self.builder.examples, self.config.batch_size, self.config.seed, epoch)
+            start = self.position.index if epoch == self.position.epoch else 0
+            for index in range(start, len(order)):
+                yield epoch, index, *order[index]
+
+    def _step(self, batch: Batch, progress: Meter) -> None:
+        try:
+            losses = self.learner.learn(batch, self.position.step)
+        except DivergedError as error:
+            raise DivergedError(f"{error}; the last good checkpoint is {self.last_checkpoint}") from None
+        self._advance(batch)
+        note = ""
+        if self.position.step % STEPS_BETWEEN_LOSSES == 0 or self.position.index == 0:
+            note = self._record_losses(losses)
+        progress.advance(batch.num_queries, note)
+
+    def _advance(self, batch: Batch) -> None:
+        self.position.step += 1
+        self.position.queries += batch.num_queries
+        self.position.index += 1
+        if self.position.index == self.steps_per_epoch:
+            self.position.epoch, self.position.index = self.position.epoch + 1, 0
+
+    def _record_losses(self, losses: LossValues) -> str:
+        names = list(losses.sums)
+        values = [float(losses.sums[n]) for n in names] + [float(losses.weights[n]) for n in names]
+        summed = sum_numbers(values, self.learner.device)
+        means = {n: s / w for n, s, w in zip(names, summed[: len(names)], summed[len(names) :], strict=True) if w}
+        temperature = {"temperature": float(self.learner.objective.temperature())}
+        self._record("train", {f"{name}/loss": value for name, value in means.items()} | temperature)
+        return f"step {self.position.step}, " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+
+    def _record(self, split: str, values: dict[str, float]) -> None:
+        self.recorder.record(step=self.position.step, epoch=self.position.epoch, split=split, values=values)
+
+    def _validate_and_save(self, stop: StopRequest) -> None:
+        stopping = any_process(stop.received, self.learner.device)
+        validating = self._validation_is_due and not stopping
+        if validating:
+            self._validate()
+        if stopping or self._checkpoint_is_due(validated=validating):
+            self.save()
+        if stopping:
+            say(f"stopped by SIGTERM after step {self.position.step}; checkpoint: {self.last_checkpoint}")
+            raise Interrupted
+
+    def _finish_validation(self) -> None:
+        """A run stopped between a step and its validation owes it."""
+        if self.position.step and self._validation_is_due and self.position.validated_step < self.position.step:
+            self._validate()
+
+    @property
+    def _validation_is_due(self) -> bool:
+        if self.position.step >= self.learner.optimizer.total_steps:
+            return True
+        every = self.config.validate_every_steps
+        return self.position.step % every == 0 if every else self.position.index == 0
+
+    def _checkpoint_is_due(self, *, validated: bool) -> bool:
+        every = self.config.checkpoint_every_steps
+        return self.position.step % every == 0 if every else validated
+
+    def _validate(self) -> None:
+        self.position.validated_step = self.position.step
+        if not self.validator.can_measure:
+            return
+        values = self.validator.measure(self.learner.model)
+        self._record("validation", values)
+        value = values[self.validator.metric]
+        improved = value > self.position.best_value
+        if improved:
+            self.position.best_value, self.position.best_step = value, self.position.step
+            self.best = {name: tensor.detach().clone() for name, tensor in self.learner.model.state_dict().items()}
+        self.position.stale_validations = 0 if improved else self.position.stale_validations + 1
+        say(_validation_line(self.position, values))
+
+    def save(self) -> None:
+        """Write a checkpoint, where there is a directory for it; one process writes."""
+        if self.checkpoints is None or self.learner.shard.rank:
+            return
+        checkpoint = Checkpoint(position=self.position, tensors=self._tensors())
+        self.last_checkpoint = str(self.checkpoints.save(checkpoint))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        groups = {
+            "model": self.learner.model.state_dict(),
+            "objective": self.learner.objective.state_dict(),
+            "optimizer": self.learner.optimizer.state(),
+            "best": self.best,
+        }
+        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint."""
+        try:
+            self.learner.model.load_state_dict(checkpoint.group("model"))
+            self.learner.objective.load_state_dict(checkpoint.group("objective"))
+            self.learner.optimizer.load_state(checkpoint.group("optimizer"))
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"expected a checkpoint of this model, found: {' '.join(str(error).split())}") from None
+        self.best = {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group("best").items()}
+        self.position = checkpoint.position
+        self.recorder.curve = self.position.curve
+
+
+def _validation_line(position: Position, values: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return f"validation after step {position.step} (epoch {position.epoch}): {shown}; best {position.best_value:.4f}"

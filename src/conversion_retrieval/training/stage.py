@@ -1,0 +1,190 @@
+"""The ``train`` stage: features in, model artifact out."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from conversion_retrieval.config import PipelineConfig, config_digest, config_values
+from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.losses.objective import Objective
+from conversion_retrieval.model.inputs import EntityInputs, item_inputs
+from conversion_retrieval.model.sizes import InputSizes
+from conversion_retrieval.model.two_tower import TASKS, make_model
+from conversion_retrieval.progress import say
+from conversion_retrieval.training.batches import BatchBuilder
+from conversion_retrieval.training.checkpoint import Checkpoints, Position
+from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
+from conversion_retrieval.training.distributed import process_group, wait_for_all
+from conversion_retrieval.training.examples import Examples, num_batches
+from conversion_retrieval.training.loop import Trainer, total_steps
+from conversion_retrieval.training.optimizer import make_optimizer
+from conversion_retrieval.training.pool import takes_full_softmax
+from conversion_retrieval.training.recorder import Recorder, write_curve
+from conversion_retrieval.training.shard import Shard
+from conversion_retrieval.training.step import Learner
+from conversion_retrieval.training.validation import Validator
+
+
+def train(
+    *,
+    features_dir: Path | str,
+    spec_dir: Path | str,
+    model_dir: Path | str,
+    config: PipelineConfig,
+    checkpoint_dir: Path | str | None = None,
+    log_dir: Path | str | None = None,
+) -> float:
+    """Train on the train split, stop on the validation split, write the best model; returns its validation recall.
+
+    With a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all processes call this
+    with the same arguments and the first writes. Raises ``UserError`` for data without positives, ``DivergedError``
+    for a loss that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
+    """
+    inputs = {
+        "features": open_artifact(features_dir, kind="features").digest,
+        "spec": open_artifact(spec_dir, kind="spec").digest,
+    }
+    device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
+    with process_group(device.type) as shard:
+        dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
+        checkpoints = _checkpoints(checkpoint_dir, config, inputs)
+        trainer = make_trainer(dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir)
+        start = time.monotonic()
+        trainer.fit()
+        trainer.recorder.close()
+        if shard.rank == 0:
+            _write(trainer, Path(model_dir), Path(spec_dir), config, inputs, seconds=time.monotonic() - start)
+        wait_for_all()
+    return trainer.position.best_value
+
+
+def make_trainer(
+    dataset: FeatureDataset,
+    config: PipelineConfig,
+    *,
+    device: torch.device | None = None,
+    shard: Shard | None = None,
+    checkpoints: Checkpoints | None = None,
+    log_dir: Path | str | None = None,
+) -> Trainer:
+    """Put a run together, at the latest of its checkpoints if there are any."""
+    device, shard = device or torch.device("cpu"), shard or Shard()
+    builder = _batch_builder(dataset, config, device, shard)
+    steps = total_steps(config.training, num_batches(builder.examples, config.training.batch_size))
+    found = checkpoints.latest() if checkpoints else None
+    position = found.position if found else Position()
+    writes = log_dir is not None and shard.rank == 0
+    trainer = Trainer(
+        learner=_learner(InputSizes.of(dataset.spec), config, steps, device, shard),
+        builder=builder,
+        validator=_validator(dataset, config, builder.catalogue, shard),
+        recorder=Recorder(position.curve, Path(str(log_dir)) if writes else None, first_step=position.step),
+        checkpoints=checkpoints,
+        config=config.training,
+        position=position,
+    )
+    if found:
+        trainer.restore(found)
+    _say_what_is_trained(trainer, config)
+    return trainer
+
+
+def _batch_builder(dataset: FeatureDataset, config: PipelineConfig, device: torch.device, shard: Shard) -> BatchBuilder:
+    return BatchBuilder(
+        dataset=dataset,
+        examples=Examples.of(dataset.split("train"), dataset.item_advertiser, config.losses.task_weights),
+        catalogue=item_inputs(dataset.items, device),
+        losses=config.losses,
+        seed=config.training.seed,
+        device=device,
+        shard=shard,
+    )
+
+
+def _validator(dataset: FeatureDataset, config: PipelineConfig, catalogue: EntityInputs, shard: Shard) -> Validator:
+    return Validator(
+        dataset=dataset, split=dataset.split("validation"), catalogue=catalogue, config=config, shard=shard
+    )
+
+
+def _learner(sizes: InputSizes, config: PipelineConfig, steps: int, device: torch.device, shard: Shard) -> Learner:
+    bf16 = uses_bf16(config.training, device)
+    prepare_backend(device, bf16=bf16)
+    model = make_model(sizes, config.model, sparse=config.training.optimizer == "adamw_sparse").to(device)
+    objective = Objective(config.losses, normalize=config.model.normalize).to(device)
+    if compiles(config.training, device):
+        model.query_tower.body.compile()
+        model.item_tower.body.compile()
+    return Learner(
+        model=model,
+        objective=objective,
+        optimizer=make_optimizer((("model", model), ("objective", objective)), config.training, steps),
+        shard=shard,
+        device=device,
+        bf16=bf16,
+        seed=config.training.seed,
+    )
+
+
+def _checkpoints(
+    checkpoint_dir: Path | str | None, config: PipelineConfig, inputs: dict[str, str]
+) -> Checkpoints | None:
+    if not checkpoint_dir:
+        return None
+    sections = (config.model, config.losses, config.training)
+    fingerprint = "-".join([*(config_digest(section)[:16] for section in sections), *(d[:16] for d in inputs.values())])
+    return Checkpoints(directory=Path(checkpoint_dir), fingerprint=fingerprint, keep=config.training.keep_checkpoints)
+
+
+def _say_what_is_trained(trainer: Trainer, config: PipelineConfig) -> None:
+    examples, num_items = trainer.builder.examples, trainer.builder.dataset.num_items
+    tasks = examples.task_weight_per_query()
+    for task in TASKS:
+        if config.losses.task_weights.get(task, 0) > 0 and task not in tasks:
+            say(f"no {task} positives in the training split: training on {', '.join(tasks)} alone")
+    softmax = "full" if takes_full_softmax(config.losses, num_items) else "sampled"
+    say(
+        f"training on {examples.num_queries:,} queries with {len(examples.positives.item):,} positives, "
+        f"{softmax} softmax over {num_items:,} items, {trainer.learner.device.type}, "
+        f"{'bf16' if trainer.learner.bf16 else 'fp32'}"
+    )
+
+
+def _write(
+    trainer: Trainer, model_dir: Path, spec_dir: Path, config: PipelineConfig, inputs: dict[str, str], *, seconds: float
+) -> None:
+    model = trainer.learner.model
+    with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
+        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        save_file(weights, str(working_dir / "weights.safetensors"))
+        write_json(working_dir / "config.json", config_values(config))
+        shutil.copytree(spec_dir, working_dir / "spec")
+        write_curve(trainer.position.curve, working_dir / "training_curve.parquet")
+        write_json(working_dir / "metrics.json", _metrics(trainer, seconds))
+
+
+def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
+    position, learner = trainer.position, trainer.learner
+    return {
+        "metric": trainer.validator.metric,
+        "best_value": position.best_value if position.best_step >= 0 else None,
+        "best_step": position.best_step,
+        "steps": position.step,
+        "epochs": position.queries / trainer.builder.examples.num_queries,
+        "seconds": round(seconds, 3),
+        "queries_per_second": round(position.queries / max(seconds, 1e-9), 1),
+        "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+        "embedding_dim": learner.model.output_dim,
+        "temperature": float(learner.objective.temperature()),
+        "softmax": "full" if trainer.builder.full else "sampled",
+        "precision": "bf16" if learner.bf16 else "fp32",
+        "device": learner.device.type,
+        "processes": learner.shard.world_size,
+        "tasks": trainer.builder.examples.task_weight_per_query(),
+    }
