@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipelines.parameters import check_parameters, read_pipeline
 
 EXPERIMENT: Final = "conversion-retrieval"
 PAGE_SIZE: Final = 100
-EQUALS: Final = "EQUALS"
+EQUALS: Final = 1  # of the API's filter operations
 FINISHED: Final = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 
 
@@ -66,8 +66,8 @@ def upload(client: kfp.Client, submission: Submission) -> Version:
             pipeline_id = client.upload_pipeline(
                 str(submission.path), pipeline_name=submission.pipeline_name
             ).pipeline_id
-        found = _named(lambda **page: client.list_pipeline_versions(pipeline_id, **page), submission.version_name)
-        version = next(iter(found), None) or client.upload_pipeline_version(
+        found = client.list_pipeline_versions(pipeline_id, **_named(submission.version_name)).pipeline_versions
+        version = (found or [None])[0] or client.upload_pipeline_version(
             str(submission.path), submission.version_name, pipeline_id=pipeline_id
         )
     return Version(pipeline_id=pipeline_id, version_id=version.pipeline_version_id, name=submission.version_name)
@@ -86,9 +86,9 @@ def submit(
     with translated("submit"):
         experiment_id = client.create_experiment(EXPERIMENT, namespace=namespace).experiment_id
         if run_name:
-            found = _named(lambda **page: client.list_runs(experiment_id=experiment_id, **page), run_name)
-            if run := next(iter(found), None):
-                return str(run.run_id)
+            found = client.list_runs(experiment_id=experiment_id, **_named(run_name)).runs
+            if found:
+                return str(found[0].run_id)
         run = client.run_pipeline(
             experiment_id,
             run_name or f"{version.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
@@ -119,7 +119,7 @@ def schedule(
     version = upload(client, submission)
     with translated("schedule"):
         experiment_id = client.create_experiment(EXPERIMENT, namespace=namespace).experiment_id
-        existing = list(_named(lambda **page: client.list_recurring_runs(experiment_id=experiment_id, **page), name))
+        existing = client.list_recurring_runs(experiment_id=experiment_id, **_named(name)).recurring_runs or []
         wanted = next((run for run in existing if _matches(run, cron, version, submission, service_account)), None)
         if wanted is None:
             wanted = client.create_recurring_run(
@@ -186,17 +186,10 @@ def _show_changes(run: Any, shown: dict[str, str]) -> None:
             say(f"{name}: {state.lower()}")
 
 
-def _named(list_page: Any, name: str) -> Iterator[Any]:
-    """Everything called ``name``, page after page."""
-    filter_ = json.dumps({"predicates": [{"operation": EQUALS, "key": "display_name", "stringValue": name}]})
-    token = ""
-    while True:
-        page = list_page(page_token=token, page_size=PAGE_SIZE, filter=filter_)
-        lists = (getattr(page, key, None) for key in ("pipeline_versions", "runs", "recurring_runs"))
-        yield from (thing for things in lists for thing in things or [] if thing.display_name == name)
-        token = page.next_page_token or ""
-        if not token:
-            return
+def _named(name: str) -> dict[str, Any]:
+    """List arguments that find what is called ``name``."""
+    predicate = {"operation": EQUALS, "key": "display_name", "stringValue": name}
+    return {"filter": json.dumps({"predicates": [predicate]}), "page_size": PAGE_SIZE}
 
 
 def _matches(run: Any, cron: str, version: Version, submission: Submission, service_account: str) -> bool:

@@ -1,0 +1,96 @@
+"""The compiled YAML; oracles: the golden files, protobuf's strict parser, a second process."""
+
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from conversion_retrieval.errors import UserError
+from pipelines import cluster
+from pipelines.compile import compile_pipeline, images, placement, version_name
+from pipelines.golden_files import GOLDEN, GOLDEN_DIR, write_golden
+
+from . import compiled
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def test_the_golden_files_are_what_the_code_compiles_to_byte_for_byte(tmp_path):
+    for path in write_golden(tmp_path):
+        assert path.read_bytes() == (GOLDEN_DIR / path.name).read_bytes(), f"{path.name} changed: run `make golden`"
+    assert {path.name for path in GOLDEN_DIR.iterdir()} == set(GOLDEN)
+
+
+def test_another_process_with_another_hash_seed_compiles_the_same_bytes(tmp_path):
+    command = [sys.executable, "-m", "pipelines", "compile", "--output", str(tmp_path / "other.yaml")]
+    subprocess.run(command, check=True, env={"PATH": "", "PYTHONHASHSEED": "7"}, capture_output=True)
+    assert (tmp_path / "other.yaml").read_bytes() == (GOLDEN_DIR / "training.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_golden_files_parse_strictly(name):
+    spec, on_kubernetes = compiled.read(GOLDEN_DIR / name)
+    assert set(on_kubernetes) == set(spec["deploymentSpec"]["executors"])
+
+
+def test_strict_parsing_refuses_a_misspelt_field(tmp_path):
+    text = (GOLDEN_DIR / "training.yaml").read_text().replace("runAsNonRoot", "runAsNonRoots", 1)
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(Exception, match="runAsNonRoots"):
+        compiled.read(tmp_path / "p.yaml")
+
+
+def test_the_version_is_named_after_the_content():
+    first, second = (
+        version_name((GOLDEN_DIR / name).read_bytes()) for name in ("training.yaml", "training-cluster.yaml")
+    )
+    assert first != second
+    assert first == version_name((GOLDEN_DIR / "training.yaml").read_bytes())
+
+
+@pytest.mark.parametrize(
+    "image", ["repo/cpu", "repo/cpu:v1", "repo/cpu:latest", f"repo/cpu@{DIGEST[:-1]}", "@" + DIGEST, ""]
+)
+def test_an_image_that_is_not_pinned_by_digest_is_refused(image):
+    with pytest.raises(UserError, match=r"pinned by digest|both --image-cpu and --image-gpu"):
+        placement(image_cpu=image, image_gpu=f"repo/gpu@{DIGEST}")
+
+
+def test_a_mutable_image_passes_only_when_allowed(tmp_path):
+    place = placement(image_cpu="repo/cpu:dev", image_gpu="repo/gpu:dev", allow_mutable_image=True)
+    assert images(compile_pipeline(tmp_path / "p.yaml", place).path.read_bytes()) == {"repo/cpu:dev", "repo/gpu:dev"}
+
+
+def test_manifests_hold_the_pipeline_and_the_version_that_the_content_names(tmp_path):
+    result = compile_pipeline(tmp_path / "p.yaml", placement(), manifests=True)
+    assert result.manifests_path is not None
+    pipeline, version = yaml.safe_load_all(result.manifests_path.read_text())
+    spec, platform = yaml.safe_load_all(result.path.read_text())
+    assert (pipeline["apiVersion"], pipeline["kind"]) == ("pipelines.kubeflow.org/v2beta1", "Pipeline")
+    assert version["kind"] == "PipelineVersion"
+    assert version["metadata"] == {"name": result.version, "namespace": cluster.NAMESPACE}
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
+    assert version["spec"]["pipelineSpec"] == spec
+    assert version["spec"]["platformSpec"] == platform
+
+
+def test_every_parameter_is_documented_and_only_the_two_addresses_lack_a_default():
+    spec, _ = compiled.read(GOLDEN_DIR / "training.yaml")
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert all(parameter.get("description") for parameter in parameters.values())
+    required = {name for name, parameter in parameters.items() if "defaultValue" not in parameter}
+    assert required == {"data_uri", "registry_uri"}
+
+
+def test_the_default_node_selector_is_a_valid_pod_node_selector():
+    spec, _ = compiled.read(GOLDEN_DIR / "training.yaml")
+    selector = spec["root"]["inputDefinitions"]["parameters"]["gpu_node_selector"]["defaultValue"]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "train"},
+        "spec": {"nodeSelector": selector, "containers": [{"name": "main", "image": "x"}]},
+    }
+    kubernetes_validate.validate(pod, "1.32", strict=True)

@@ -1,0 +1,219 @@
+"""submit, schedule, status and terminate against a server with the real endpoints; oracle: the server's state."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conversion_retrieval.errors import UserError
+from pipelines import cli, remote
+from pipelines.compile import compile_pipeline, placement
+from pipelines.connection import connect
+
+from .kfp_server import KubeflowPipelines, serving
+
+DIGEST = "sha256:" + "1" * 64
+PARAMS = ("data_uri=gs://bucket/data", "registry_uri=gs://bucket/registry")
+
+
+@pytest.fixture
+def server():
+    return KubeflowPipelines()
+
+
+@pytest.fixture
+def host(server, monkeypatch, tmp_path):
+    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "no-context.json"))
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+    with serving(server) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def pipeline_path(tmp_path_factory):
+    place = placement(image_cpu=f"example.com/cpu@{DIGEST}", image_gpu=f"example.com/gpu@{DIGEST}")
+    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "pipeline.yaml", place).path
+
+
+@pytest.fixture
+def submission(pipeline_path):
+    return remote.prepare(pipeline_path, PARAMS)
+
+
+def run_command(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["pipelines", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+def test_submit_uploads_the_version_once_and_creates_a_run_with_typed_parameters(server, host, pipeline_path):
+    submission = remote.prepare(pipeline_path, (*PARAMS, "min_conversions=200", "allow_first=true"))
+    first = remote.submit(connect(host), submission)
+    second = remote.submit(connect(host), submission)
+    assert first != second
+    versions = [v for v in server.versions.values() if v["display_name"] == submission.version_name]
+    assert len(versions) == 1
+    assert server.contents[versions[0]["pipeline_version_id"]] == pipeline_path.read_bytes()
+    run = server.runs[first]
+    assert run["runtime_config"]["parameters"] == {
+        "data_uri": "gs://bucket/data",
+        "registry_uri": "gs://bucket/registry",
+        "min_conversions": 200,
+        "allow_first": True,
+    }
+    assert run["service_account"] == "conversion-retrieval-pipeline"
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == versions[0]["pipeline_version_id"]
+
+
+def test_a_named_run_is_made_once_however_often_it_is_submitted(server, host, submission):
+    ids = {remote.submit(connect(host), submission, run_name="nightly-2026-01-01") for _ in range(3)}
+    assert len(ids) == len(server.runs) == 1
+
+
+@pytest.mark.parametrize("path", ["pipelines/upload_version", "experiments", "runs"])
+def test_a_submit_that_broke_off_is_completed_by_the_same_command(server, host, submission, path):
+    server.fail_next.append(("POST", f"/apis/v2beta1/{path}", 503))
+    with pytest.raises(UserError, match=r"503.*try again later"):
+        remote.submit(connect(host), submission)
+    assert not server.runs
+    remote.submit(connect(host), submission)
+    assert len(server.runs) == 1
+    assert [v["display_name"] for v in server.versions.values()].count(submission.version_name) == 1
+
+
+def test_schedule_leaves_one_enabled_recurring_run_without_catch_up(server, host, submission):
+    for _ in range(3):
+        remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
+    (schedule,) = server.recurring_runs.values()
+    assert schedule["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
+    assert (schedule["status"], schedule["no_catchup"], schedule["max_concurrency"]) == ("ENABLED", True, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "cron"), [({}, "0 30 4 * * *"), ({"parameters": {"data_uri": "gs://other/data"}}, "0 0 3 * * *")]
+)
+def test_a_changed_schedule_replaces_the_old_one(server, host, submission, change, cron):
+    old = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
+    changed = remote.Submission(**{**vars(submission), **change})
+    new = remote.schedule(connect(host), changed, cron=cron, name="nightly")
+    assert new != old
+    assert list(server.recurring_runs) == [new]
+    assert server.recurring_runs[new]["status"] == "ENABLED"
+
+
+def test_an_interrupted_replacement_never_leaves_two_enabled_and_is_completed(server, host, submission):
+    old = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
+    server.fail_next.append(("DELETE", f"/apis/v2beta1/recurringruns/{old}", 503))
+    with pytest.raises(UserError, match="503"):
+        remote.schedule(connect(host), submission, cron="0 30 4 * * *", name="nightly")
+    assert [run["status"] for run in server.recurring_runs.values()].count("ENABLED") == 1
+    new = remote.schedule(connect(host), submission, cron="0 30 4 * * *", name="nightly")
+    assert list(server.recurring_runs) == [new]
+
+
+def test_a_schedule_is_paused_and_resumed_by_flag(server, host, submission):
+    schedule_id = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly", paused=True)
+    assert server.recurring_runs[schedule_id]["status"] == "DISABLED"
+    remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
+    assert server.recurring_runs[schedule_id]["status"] == "ENABLED"
+
+
+def test_wait_ends_on_every_final_state_and_shows_each_change_once(server, host, submission, capsys):
+    run_id = remote.submit(connect(host), submission)
+    server.next_states[run_id] = ["RUNNING", "RUNNING", "CANCELING", "CANCELED"]
+    assert remote.wait(connect(host), run_id, poll_seconds=0.0) == "CANCELED"
+    assert capsys.readouterr().err.splitlines() == ["train: running", "train: canceling", "train: canceled"]
+
+
+def test_terminate_stops_a_running_run_and_leaves_a_finished_one(server, host, submission):
+    run_id = remote.submit(connect(host), submission)
+    assert remote.terminate(connect(host), run_id) == "CANCELING"
+    server.runs[run_id]["state"] = "SUCCEEDED"
+    assert remote.terminate(connect(host), run_id) == "SUCCEEDED"
+    assert server.runs[run_id]["state"] == "SUCCEEDED"
+
+
+def test_the_token_of_the_file_is_sent(server, host, submission, tmp_path):
+    server.token = "right"
+    (tmp_path / "token").write_text("right\n")
+    assert remote.submit(connect(host, token_file=tmp_path / "token"), submission) in server.runs
+
+
+def test_an_expired_token_is_one_line_with_a_remedy_and_nothing_is_created(
+    server, host, pipeline_path, tmp_path, monkeypatch, capsys
+):
+    server.token = "right"
+    (tmp_path / "token").write_text("stale")
+    options = [word for text in PARAMS for word in ("--param", text)]
+    arguments = ("submit", "--host", host, "--pipeline", str(pipeline_path), "--token-file", str(tmp_path / "token"))
+    assert run_command(monkeypatch, *arguments, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "401" in line
+    assert "log in again" in line
+    assert not server.pipelines
+
+
+def test_a_wrong_host_is_one_line(pipeline_path, monkeypatch, capsys):
+    options = [word for text in PARAMS for word in ("--param", text)]
+    # Port 9 (discard) of the loopback is closed everywhere.
+    arguments = ("submit", "--host", "http://127.0.0.1:9", "--pipeline", str(pipeline_path), *options)
+    assert run_command(monkeypatch, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not reach" in line
+    assert "--host" in line
+
+
+def test_an_address_without_the_api_is_one_line(host):
+    with pytest.raises(UserError, match="found no API there: check --host"):
+        connect(f"{host}/dashboard")
+
+
+def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):
+    assert run_command(monkeypatch, "status", "no-such-run", "--host", host) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "404" in line
+    assert "no-such-run" in line
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (["--param", "datauri=gs://x"], "did you mean data_uri?"),
+        (["--param", "min_recall=high"], "expected a number for parameter min_recall, found 'high'"),
+        (["--param", "allow_first=1"], "expected true or false"),
+        (["--param", 'config_json={"gate": {"minrecall": 1}}'], "did you mean gate.min_recall?"),
+        (["--param", "registry_uri=/tmp/registry"], "pods share no local directory"),
+        (["--param", "gpu_count=two"], "whole number for parameter gpu_count"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line_and_nothing_is_sent(
+    server, host, pipeline_path, monkeypatch, capsys, extra, expected
+):
+    options = [word for text in PARAMS for word in ("--param", text)]
+    arguments = ("submit", "--host", host, "--pipeline", str(pipeline_path), *options, *extra)
+    assert run_command(monkeypatch, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not server.requests
+
+
+def test_a_missing_parameter_is_named_and_nothing_is_sent(server, host, pipeline_path, monkeypatch, capsys):
+    arguments = ("submit", "--host", host, "--pipeline", str(pipeline_path), "--param", PARAMS[0])
+    assert run_command(monkeypatch, *arguments) == 2
+    assert "registry_uri" in capsys.readouterr().err
+    assert not server.requests
+
+
+def test_a_pipeline_with_mutable_images_is_refused_unless_allowed(tmp_path):
+    path = compile_pipeline(tmp_path / "p.yaml", placement()).path
+    with pytest.raises(UserError, match="pinned by digest"):
+        remote.prepare(path, PARAMS)
+    assert remote.prepare(path, PARAMS, allow_mutable_image=True).parameters["data_uri"] == "gs://bucket/data"
+
+
+@pytest.mark.parametrize("content", ["", "a: 1", "{", "\x00"])
+def test_a_file_that_is_no_pipeline_is_refused_by_name(tmp_path: Path, content):
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"expected a compiled pipeline at .*p\.yaml"):
+        remote.prepare(tmp_path / "p.yaml", ())
