@@ -90,5 +90,4 @@ def _reciprocal_rank(ranks: NDArray[np.integer], code: NDArray[np.integer], num_
 
 
 def _sum_by_query(values: NDArray[np.float64], code: NDArray[np.integer], num_queries: int) -> NDArray[np.float64]:
-    sums: NDArray[np.float64] = np.bincount(code, weights=values, minlength=num_queries)
-    return sums
+    return np.bincount(code, weights=values, minlength=num_queries).astype(np.float64)

@@ -19,7 +19,7 @@ from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.model.inputs import EntityInputs, QueryInputs, as_tensor, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
-from conversion_retrieval.model.two_tower import TwoTower, make_model
+from conversion_retrieval.model.two_tower import SERVED_HEAD, TwoTower, make_model
 from conversion_retrieval.training.devices import choose_device
 
 ITEM_BLOCK = 65_536
@@ -42,30 +42,36 @@ class LoadedModel:
         """The length of query and item vectors."""
         return self.model.output_dim
 
-    def encode_items(self, dataset: FeatureDataset, snapshot: int) -> NDArray[np.float32]:
-        """Vectors [N, D] of the whole catalogue with performance as of ``snapshot``."""
+    def encode_items(self, dataset: FeatureDataset, snapshot: int, *, head: str = SERVED_HEAD) -> NDArray[np.float32]:
+        """Vectors [N, D] of the whole catalogue with performance as of ``snapshot``, for the head of one task."""
         catalogue = self.catalogue(dataset)
         performance = as_tensor(dataset.performance(snapshot), self.device, torch.float32)
         blocks = [
-            self._encode_item_block(catalogue, performance, slice(start, min(start + ITEM_BLOCK, dataset.num_items)))
+            self._encode_item_block(
+                catalogue, performance, slice(start, min(start + ITEM_BLOCK, dataset.num_items)), head
+            )
             for start in range(0, dataset.num_items, ITEM_BLOCK)
         ]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
 
-    def encode_queries(self, dataset: FeatureDataset, split: Split, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Vectors [B, D] of the split's queries at ``rows``."""
+    def encode_queries(
+        self, dataset: FeatureDataset, split: Split, rows: NDArray[np.integer], *, head: str = SERVED_HEAD
+    ) -> NDArray[np.float32]:
+        """Vectors [B, D] of the split's queries at ``rows``, for the head of one task."""
         blocks = [
-            self.encode_arrays(dataset, dataset.query_arrays(split, rows[start : start + QUERY_BLOCK]))
+            self.encode_arrays(dataset, dataset.query_arrays(split, rows[start : start + QUERY_BLOCK]), head=head)
             for start in range(0, len(rows), QUERY_BLOCK)
         ]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
 
     @torch.no_grad()
-    def encode_arrays(self, dataset: FeatureDataset, arrays: QueryArrays) -> NDArray[np.float32]:
+    def encode_arrays(
+        self, dataset: FeatureDataset, arrays: QueryArrays, *, head: str = SERVED_HEAD
+    ) -> NDArray[np.float32]:
         """Vectors [B, D] of queries given as arrays, whose items are rows of the dataset's catalogue."""
         self.model.eval()
         inputs = QueryInputs.of(arrays, dataset.num_items, self.device)
-        vectors = self.model.encode_queries(inputs, self.catalogue(dataset).history)
+        vectors = self.model.encode_queries(inputs, self.catalogue(dataset).history, head)
         return np.asarray(vectors.float().cpu().numpy())
 
     @torch.no_grad()
@@ -80,9 +86,12 @@ class LoadedModel:
         return self._catalogues[id(dataset)]
 
     @torch.no_grad()
-    def _encode_item_block(self, catalogue: "Catalogue", performance: Tensor, rows: slice) -> NDArray[np.float32]:
+    def _encode_item_block(
+        self, catalogue: "Catalogue", performance: Tensor, rows: slice, head: str
+    ) -> NDArray[np.float32]:
         self.model.eval()
-        vectors = self.model.encode_items(catalogue.items.rows(rows), performance[rows], catalogue.embedded[rows])
+        items, embedded = catalogue.items.rows(rows), catalogue.embedded[rows]
+        vectors = self.model.encode_items(items, performance[rows], embedded, head)
         return np.asarray(vectors.float().cpu().numpy())
 
 

@@ -1,0 +1,49 @@
+"""A trained model as a scorer: its queries and items encoded as of the evaluation window's start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.ranking import DotProductScores, ScoreBlock
+from conversion_retrieval.evaluation.window import EvaluationWindow
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.training.load import LoadedModel, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVectors:
+    """Vectors of a window's queries [Q, D] and of the catalogue [N, D]; a score is their inner product."""
+
+    queries: NDArray[np.float32]
+    items: NDArray[np.float32]
+
+    def scores(self, block: int) -> ScoreBlock:
+        """A scorer of the window's queries."""
+        return DotProductScores(self.queries, self.items, block=block)
+
+
+def encode_window(model: LoadedModel, window: EvaluationWindow, head: str = "conversion") -> ModelVectors:
+    """Encode a window with one head. Items are encoded once, as of the window's start, as the index will hold them.
+
+    Raises ``UserError`` where a vector is not finite.
+    """
+    queries = model.encode_queries(window.dataset, window.split, np.arange(len(window.split)), head=head)
+    items = model.encode_items(window.dataset, window.snapshot, head=head)
+    for name, vectors in (("query", queries), ("item", items)):
+        if bad := int((~np.isfinite(vectors).all(axis=1)).sum()):
+            raise UserError(
+                f"expected finite {name} vectors from the model, found {bad} of {len(vectors)} that are not: "
+                "training diverged; lower training.learning_rate"
+            )
+    return ModelVectors(queries=queries, items=items)
+
+
+def encode_bundle(bundle_dir: Path, features_dir: Path, split: str) -> ModelVectors:
+    """The same with the model of a bundle, features encoded by the bundle's own spec."""
+    model_dir = bundle_dir / "model"
+    dataset = FeatureDataset.open(features_dir, FeatureSpec.load(model_dir / "spec"))
+    return encode_window(load_model(model_dir), EvaluationWindow.of(dataset, split))
