@@ -12,6 +12,7 @@ from pyarrow import csv
 from conversion_retrieval.datasets.report import ImportReport
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import meter
+from conversion_retrieval.schema import TIMESTAMP
 
 BLOCK_BYTES = 16 << 20
 LINE = "line"
@@ -58,7 +59,9 @@ def read_csv(
 
 
 def _header(path: Path) -> list[str]:
-    with csv.open_csv(path, read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20)) as reader:
+    read = csv.ReadOptions(use_threads=False, block_size=1 << 20)
+    parse = csv.ParseOptions(invalid_row_handler=lambda _: "skip")
+    with csv.open_csv(path, read_options=read, parse_options=parse) as reader:
         return list(reader.schema.names)
 
 
@@ -160,10 +163,12 @@ def keep_rows(
     return table.filter(mask)
 
 
-def keep_digits(table: pa.Table, columns: tuple[str, ...], *, file: str, report: ImportReport) -> pa.Table:
-    """The rows whose ``columns`` all hold whole numbers (kept as strings)."""
+def keep_digits(
+    table: pa.Table, columns: tuple[str, ...], *, file: str, report: ImportReport, at_most: int = 19
+) -> pa.Table:
+    """The rows whose ``columns`` all hold whole numbers of ``at_most`` digits (kept as strings)."""
     for column in columns:
-        mask = pc.match_substring_regex(table[column], r"^[0-9]{1,18}$|^[0-9]{19}$")
+        mask = pc.match_substring_regex(table[column], f"^[0-9]{{1,{at_most}}}$")
         table = keep_rows(table, mask, f"{column} is not a whole number", file=file, column=column, report=report)
     return table
 
@@ -184,3 +189,15 @@ def keep_known(table: pa.Table, column: str, meaning: dict[str, str], *, file: s
     position = pc.index_in(table[column], pa.array(list(meaning)))
     means = pa.chunked_array([pa.array(list(meaning.values()))]).take(position)
     return table.set_column(table.schema.get_field_index(column), column, means)
+
+
+def parse_times(text: pa.ChunkedArray, *, format: str, day: str) -> pa.ChunkedArray:
+    """UTC times; null where ``text`` is not in ``format`` or no date of the calendar.
+
+    ``day`` is a regular expression with a group of that name: the parser takes 31 June for 1 July, so the day that it
+    found is compared with the one that is written.
+    """
+    time = pc.strptime(text, format=format, unit="us", error_is_null=True)
+    written = pc.struct_field(pc.extract_regex(text, day), "day").cast(pa.int64())
+    valid = pc.fill_null(pc.equal(pc.day(time), written), False)
+    return pc.if_else(valid, time, None).cast(TIMESTAMP)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.datasets.tables import EVENTS_SCHEMA, write_table
-from conversion_retrieval.schema import TIMESTAMP
 
 PARTITION_BYTES = 256 << 20
 _MAX_PARTITIONS = 128
@@ -91,8 +90,3 @@ def first_seen(so_far: pd.DataFrame | None, rows: pd.DataFrame, key: str) -> pd.
     if so_far is None:
         return rows
     return pd.concat([so_far, rows]).groupby(key, sort=True, as_index=False).first()
-
-
-def utc(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Timestamps without a zone as UTC."""
-    return column.cast(pa.timestamp("us")).cast(TIMESTAMP)

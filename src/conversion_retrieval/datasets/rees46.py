@@ -19,6 +19,7 @@ from conversion_retrieval.datasets.csv_files import (
     keep_known,
     keep_numbers,
     keep_rows,
+    parse_times,
     read_csv,
 )
 from conversion_retrieval.datasets.partitions import (
@@ -26,7 +27,6 @@ from conversion_retrieval.datasets.partitions import (
     first_seen,
     num_partitions,
     seconds_to_next,
-    utc,
     write_events,
 )
 from conversion_retrieval.datasets.report import ImportReport
@@ -88,8 +88,8 @@ def _checked(block: pa.Table, file: str, report: ImportReport) -> pa.Table:
     rows = keep_known(block, "event_type", EVENT_TYPE, file=file, report=report)
     rows = keep_digits(rows, ("product_id", "user_id"), file=file, report=report)
     rows = keep_numbers(rows, "price", file=file, report=report)
-    time = pc.strptime(rows["event_time"], format="%Y-%m-%d %H:%M:%S UTC", unit="us", error_is_null=True)
-    rows = rows.append_column("time", utc(time))
+    time = parse_times(rows["event_time"], format="%Y-%m-%d %H:%M:%S UTC", day="^[0-9]+-[0-9]+-(?P<day>[0-9]+) ")
+    rows = rows.append_column("time", time)
     reason = "event_time is not like 2019-10-01 00:00:00 UTC"
     return keep_rows(rows, pc.is_valid(rows["time"]), reason, file=file, column="event_time", report=report)
 

@@ -17,12 +17,12 @@ from conversion_retrieval.datasets.partitions import (
     UserPartitions,
     num_partitions,
     seconds_to_next,
-    utc,
     write_events,
 )
 from conversion_retrieval.datasets.report import ImportReport
 from conversion_retrieval.datasets.tables import new_directory, write_table
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.schema import TIMESTAMP
 
 EVENT_COLUMNS: Final = ("timestamp", "visitorid", "event", "itemid", "transactionid")
 PROPERTY_COLUMNS: Final = ("timestamp", "itemid", "property", "value")
@@ -32,6 +32,8 @@ EVENT_TYPE: Final = {"view": "click", "addtocart": "add_to_cart", "transaction":
 PROPERTIES: Final = ("categoryid", "available")
 MAX_DWELL_SECONDS: Final = 1800.0
 SURFACE: Final = "site"
+# Milliseconds since the epoch: enough until the year 5138, and far from overflowing.
+_TIME_DIGITS: Final = 14
 _HINT: Final = "the directory with events.csv and item_properties_part1.csv, part2.csv from Kaggle's ecommerce-dataset"
 
 
@@ -69,7 +71,8 @@ def _read_events(files: list[Path], partitions: UserPartitions, report: ImportRe
     for path in files:
         for block in read_csv(path, EVENT_COLUMNS, report):
             rows = keep_known(block, "event", EVENT_TYPE, file=path.name, report=report)
-            rows = keep_digits(rows, ("timestamp", "visitorid", "itemid"), file=path.name, report=report)
+            rows = keep_digits(rows, ("timestamp",), file=path.name, report=report, at_most=_TIME_DIGITS)
+            rows = keep_digits(rows, ("visitorid", "itemid"), file=path.name, report=report)
             if not len(rows):
                 continue
             partitions.add(rows.append_column("time", _milliseconds(rows["timestamp"])))
@@ -78,7 +81,7 @@ def _read_events(files: list[Path], partitions: UserPartitions, report: ImportRe
 
 
 def _milliseconds(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    return utc(text.cast(pa.int64()).cast(pa.timestamp("ms")))
+    return text.cast(pa.int64()).cast(pa.timestamp("ms")).cast(TIMESTAMP)
 
 
 def _events(rows: pd.DataFrame, report: ImportReport) -> pd.DataFrame:
@@ -108,7 +111,8 @@ def _read_properties(files: list[Path], report: ImportReport) -> pd.DataFrame:
     earliest = pd.DataFrame({name: pd.Series(dtype=object) for name in ("timestamp", "itemid", "property", "value")})
     for path in files:
         for block in read_csv(path, PROPERTY_COLUMNS, report):
-            rows = keep_digits(block, ("timestamp", "itemid"), file=path.name, report=report)
+            rows = keep_digits(block, ("timestamp",), file=path.name, report=report, at_most=_TIME_DIGITS)
+            rows = keep_digits(rows, ("itemid",), file=path.name, report=report)
             rows = rows.filter(pc.is_in(rows["property"], pa.array(PROPERTIES)))
             frame = rows.select(list(PROPERTY_COLUMNS)).to_pandas().astype({"timestamp": "int64"})
             frame = pd.concat([earliest, frame]).sort_values("timestamp", kind="stable")

@@ -71,7 +71,7 @@ def generate(output_dir: Path, config: SyntheticConfig) -> None:
 def _calibrated(world: World, config: SyntheticConfig) -> World:
     """The world with biases such that the configured rates hold for what the policy shows."""
     rng = np.random.default_rng([config.seed, 1])
-    users = rng.choice(config.num_users, _PILOT_REQUESTS, p=world.user_activity / world.user_activity.sum())
+    users = rng.integers(config.num_users, size=_PILOT_REQUESTS)
     policy = LoggingPolicy(world, config)
     requests = _draw_requests(rng, world, policy, config, users)
     items = policy.sample(rng, requests.factors, requests.time, 4).ravel()

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import replace_directory, sync
+from conversion_retrieval.datasets.report import REPORT_NAME
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import EVENTS
 
+_OWN_NAMES = {"events", "items.parquet", "users.parquet", "truth", REPORT_NAME}
 EVENTS_SCHEMA = pa.schema([(column.name, column.kind) for column in EVENTS.columns])
 
 
@@ -23,11 +25,10 @@ EVENTS_SCHEMA = pa.schema([(column.name, column.kind) for column in EVENTS.colum
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory that becomes ``path`` on success; on an exception nothing appears there.
 
-    A directory already at ``path`` is replaced; ``UserError`` if a file is in the way.
+    Canonical tables already at ``path`` are replaced; ``UserError`` if anything else is there.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"expected a directory to write to, found a file at {path}: choose another output")
+    _refuse_foreign(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         working_dir = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -41,6 +42,18 @@ def new_directory(path: Path) -> Iterator[Path]:
         replace_directory(working_dir, path)
     finally:
         shutil.rmtree(working_dir, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """A mistyped output must not cost anyone the files that happen to be there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"expected a directory to write to, found a file at {path}: choose another output")
+    if path.is_dir():
+        for entry in sorted(path.iterdir()):
+            if entry.name not in _OWN_NAMES:
+                raise UserError(
+                    f"expected canonical tables or nothing at {path}, found {entry.name}: choose another output"
+                )
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -12,8 +12,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from conversion_retrieval.datasets.csv_files import LINE, find_csv_files, keep_digits, keep_known, keep_rows, read_csv
-from conversion_retrieval.datasets.partitions import utc, write_events
+from conversion_retrieval.datasets.csv_files import (
+    LINE,
+    find_csv_files,
+    keep_digits,
+    keep_known,
+    keep_rows,
+    parse_times,
+    read_csv,
+)
+from conversion_retrieval.datasets.partitions import write_events
 from conversion_retrieval.datasets.report import ImportReport
 from conversion_retrieval.datasets.tables import new_directory, write_table
 
@@ -50,8 +58,8 @@ def _checked(block: pa.Table, file: str, report: ImportReport) -> pa.Table:
     rows = keep_known(block, "type", EVENT_TYPE, file=file, report=report)
     rows = keep_digits(rows, ("user_id", "brand_id"), file=file, report=report)
     dated = pc.binary_join_element_wise(str(YEAR), rows["visit_datetime"], "-")
-    day = pc.strptime(dated, format="%Y-%m-%d", unit="us", error_is_null=True)
-    rows = rows.append_column("day", utc(day))
+    day = parse_times(dated, format="%Y-%m-%d", day="-(?P<day>[0-9]+)$")
+    rows = rows.append_column("day", day)
     reason = "visit_datetime is not a month and day such as 6-4"
     return keep_rows(rows, pc.is_valid(rows["day"]), reason, file=file, column="visit_datetime", report=report)
 
