@@ -20,7 +20,7 @@ EVENTS = [
     f"{START},8,view,33,",
     f"{START + 1_800_000},8,view,33,",  # half an hour to the millisecond
     f"{START},9,stare,33,",
-    "soon,9,view,33,",
+    "1000000000000000000,9,view,33,",  # no time of this era
 ]
 PROPERTIES_1 = [
     "timestamp,itemid,property,value",

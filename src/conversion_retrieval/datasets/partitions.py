@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.datasets.tables import EVENTS_SCHEMA, write_table
 
-PARTITION_BYTES = 256 << 20
-_MAX_PARTITIONS = 128
+PARTITION_BYTES = 128 << 20
+_MAX_PARTITIONS = 256
 
 
 def num_partitions(files: list[Path]) -> int:
