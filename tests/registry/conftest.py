@@ -1,0 +1,20 @@
+"""Registries on both kinds of store."""
+
+from pathlib import Path
+
+import pytest
+
+from conversion_retrieval.registry.registry import Registry
+
+
+@pytest.fixture(params=["local", "cloud"])
+def registry_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty registry in a directory, and in a bucket of a real storage server."""
+    if request.param == "local":
+        return str(tmp_path / "registry")
+    return f"{request.getfixturevalue('gcs_bucket')}/team/registry"
+
+
+@pytest.fixture
+def registry(registry_uri: str) -> Registry:
+    return Registry.open(registry_uri)
