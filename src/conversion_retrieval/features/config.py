@@ -83,6 +83,10 @@ class FeatureConfig:
     aggregate_windows_days: tuple[float, ...] = (1.0, 7.0, 28.0)
     # Item performance is recomputed at snapshots this far apart; 0 picks whole days so that at most 64 cover the data.
     performance_period_days: float = 0.0
+    # Decayed counts of clicks and conversions: after so many days an event counts half.
+    popularity_half_lives_days: tuple[float, ...] = (3.0, 14.0, 60.0)
+    # Rates are smoothed towards the training window's as if it had contributed so many trials to each item.
+    rate_prior_strength: float = 20.0
     max_vocabulary_size: int = 100_000
     min_vocabulary_count: int = 1
     # Plain item ids up to this many items, hashed beyond.
@@ -95,5 +99,10 @@ class FeatureConfig:
         """Refuse a history of negative length and windows that are not positive."""
         if self.history_length < 0:
             raise ValueError(f"history_length must not be negative, found {self.history_length}")
-        if any(days <= 0 for days in self.aggregate_windows_days):
-            raise ValueError(f"aggregate_windows_days must be positive, found {self.aggregate_windows_days}")
+        for name in ("aggregate_windows_days", "popularity_half_lives_days"):
+            if any(days <= 0 for days in getattr(self, name)):
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.rate_prior_strength <= 0:
+            raise ValueError(f"rate_prior_strength must be positive, found {self.rate_prior_strength}")
+        if self.performance_period_days < 0 or self.num_partitions < 0:
+            raise ValueError("performance_period_days and num_partitions must not be negative")

@@ -258,7 +258,7 @@ def _open_split(dataset: FeatureDataset, name: str) -> Split:
     count = queries.num_rows
 
     def column(key: str, kind: type) -> NDArray[Any]:
-        return queries[key].to_numpy().astype(kind, copy=False)
+        return np.asarray(queries[key].to_numpy(), kind)
 
     return Split(
         name=name,
@@ -307,9 +307,10 @@ def _open_performance(directory: Path) -> Performance:
 
 def _open_array(path: Path) -> NDArray[Any]:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise CorruptArtifactError(f"expected an array at {path}, found: {' '.join(str(error).split())}") from None
+    return array
 
 
 def _only_actions(
@@ -344,7 +345,8 @@ def _strings(column: pa.ChunkedArray) -> pa.StringArray:
 
 
 def _index(wanted: pa.Array, known: pa.Array) -> NDArray[np.int64]:
-    return pc.fill_null(pc.index_in(wanted, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    found = pc.fill_null(pc.index_in(wanted, value_set=known), -1)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _take(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:

@@ -79,7 +79,7 @@ def as_vectors(column: pa.ChunkedArray | pa.Array, dim: int, *, where: str) -> N
     if len(wrong := lengths[lengths != dim]):
         raise UserError(f"expected vectors of length {dim} in {where}, found one of length {int(wrong[0])}")
     flat = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    vectors[valid] = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0).reshape(-1, dim)
+    vectors[valid] = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(present), dim)
     return vectors
 
 
@@ -91,7 +91,7 @@ def transform_values(values: NDArray[Any], transform: str) -> NDArray[Any]:
 def normalize(
     values: NDArray[np.float32], names: Sequence[str], statistics: Sequence[Normalized]
 ) -> NDArray[np.float32]:
-    """Columns ``names`` of ``values`` [B, *] -> [B, len(statistics)], chosen by name and normalised; absent ones are 0 before."""
+    """Columns ``names`` of ``values`` [B, *] -> [B, len(statistics)], by name and normalised; absent ones count 0."""
     position = {name: column for column, name in enumerate(names)}
     result = np.zeros((len(values), len(statistics)), np.float32)
     for target, statistic in enumerate(statistics):
@@ -131,7 +131,10 @@ def _codes(
     vocabulary = vocabularies.get(f"{owner}.{name}")
     if vocabulary is None or name not in present:
         return np.zeros(table.num_rows, np.int32)
-    return _refuse_wrong_type(lambda: vocabulary.encode(table[name]), f"{owner}.{name}", "text or integers")
+    codes: NDArray[np.int32] = _refuse_wrong_type(
+        lambda: vocabulary.encode(table[name]), f"{owner}.{name}", "text or integers"
+    )
+    return codes
 
 
 def _numbers(table: pa.Table, column: EncodedColumn, owner: str, present: set[str]) -> NDArray[np.float64]:
@@ -145,7 +148,9 @@ def _vectors(table: pa.Table, column: EncodedColumn, owner: str, present: set[st
     if column.name not in present:
         return np.zeros((table.num_rows, column.dim), np.float32)
     where = f"{owner}.{column.name}"
-    return _refuse_wrong_type(lambda: as_vectors(table[column.name], column.dim, where=where), where, "vectors")
+    read = lambda: as_vectors(table[column.name], column.dim, where=where)  # noqa: E731
+    vectors: NDArray[np.float32] = _refuse_wrong_type(read, where, "vectors")
+    return vectors
 
 
 def _refuse_wrong_type(read: Any, where: str, expected: str) -> Any:

@@ -83,7 +83,7 @@ def statistic(name: str, transform: Transform, values: NDArray[np.floating]) -> 
     return Statistic(name=name, transform=transform, mean=mean, std=std)
 
 
-def infer_column(owner: str, field: pa.Field, values: pa.ChunkedArray) -> Column | None:
+def infer_column(field: pa.Field, values: pa.ChunkedArray) -> Column | None:
     """How to use one column, or ``None`` for types without a use (timestamps, structs, lists of text)."""
     if is_embedding(field.type):
         return Column(name=field.name, kind="embedding")
@@ -116,7 +116,7 @@ def _template_columns(entities: Entities, template: EntitySpec) -> list[Column]:
 
 def _inferred_columns(entities: Entities) -> list[Column]:
     fields = [f for f in entities.table.schema if f.name not in KEYS]
-    inferred = [infer_column(entities.owner, f, entities.training[f.name]) for f in fields]
+    inferred = [infer_column(f, entities.training[f.name]) for f in fields]
     return [column for column in inferred if column is not None]
 
 

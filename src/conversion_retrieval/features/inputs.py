@@ -1,9 +1,12 @@
 """What the towers see, as plain arrays: gathered by the same code in training, evaluation and serving."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,8 +14,9 @@ class EntityTable:
     """Encoded columns of all items or all users, one row each.
 
     ``categorical`` [N, K] int32 codes, 0 for missing or unseen; ``numeric`` [N, M] float32, normalised with the
-    training window's statistics, missing values 0 and flagged in an indicator column of their own; ``embeddings`` name -> [N, d]
-    float32, zeros where missing; ``id_code`` [N] int64 row of the id embedding table, 0 for unknown ids.
+    training window's statistics, all values first (0 where missing), then an indicator of missing for each;
+    ``embeddings`` name -> [N, d] float32, zeros where missing; ``id_code`` [N] int64 row of the id embedding table,
+    0 for unknown ids.
     """
 
     categorical: NDArray[np.int32]
@@ -24,7 +28,7 @@ class EntityTable:
         """The table at ``index``; -1 gives the row of an unknown entity: all zeros."""
         known = index >= 0
 
-        def take(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        def take(values: NDArray[Scalar]) -> NDArray[Scalar]:
             taken = (
                 values[np.where(known, index, 0)]
                 if len(values)

@@ -1,0 +1,222 @@
+"""Item performance as of snapshot times: counts over windows, decayed popularity, smoothed rates.
+
+Partitions count events in integer bins of time, so that the sum over partitions is exact; snapshots then slide over
+the merged bins. Bins end at every snapshot and window edge, so window counts are exact; the age of an event in a
+decayed count is that of the middle of its bin, which is at most a day long.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.config import FeatureConfig
+from conversion_retrieval.features.events import ADD_TO_CART, CHECKOUT, CLICK, IMPRESSION, EventBlock
+from conversion_retrieval.features.windows import DAY, SplitWindows
+from conversion_retrieval.schema import EVENT_TYPES
+
+MAX_SNAPSHOTS: Final = 64
+NUM_TYPES: Final = len(EVENT_TYPES)
+DECAYED: Final = (CLICK, ADD_TO_CART, CHECKOUT)
+# name: successes, trials
+RATES: Final[dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
+    "click_rate": ((CLICK,), (IMPRESSION,)),
+    "conversion_rate": ((ADD_TO_CART, CHECKOUT), (CLICK,)),
+    "checkout_rate": ((CHECKOUT,), (IMPRESSION,)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotGrid:
+    """Snapshot times [S] and the bin edges [B + 1] that they and their windows need."""
+
+    times: NDArray[np.int64]
+    edges: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinnedCounts:
+    """Events per (bin, type, item) as sorted keys ``(bin * NUM_TYPES + type) * num_items + item`` with counts."""
+
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def snapshot_grid(
+    windows: SplitWindows, *, first_time: int, last_available: int, config: FeatureConfig
+) -> SnapshotGrid:
+    """Snapshots every period back from ``as_of`` to before the first event, and one at each window's start.
+
+    The automatic period is the fewest whole days so that at most 64 regular snapshots cover the data. Raises
+    ``UserError`` for a period so short that snapshot numbers would not fit in 16 bits.
+    """
+    span = windows.as_of - first_time
+    period = round(config.performance_period_days * DAY) or max(-(-span // (DAY * (MAX_SNAPSHOTS - 1))), 1) * DAY
+    if span // period > 30_000:
+        raise UserError(
+            f"features.performance_period_days: expected at most 30000 snapshots, found {span // period}: raise it"
+        )
+    regular = windows.as_of - np.arange(span // period + 2, dtype=np.int64) * period
+    starts = [windows.train.end, windows.validation.start, windows.test.start]
+    times = np.unique(np.concatenate([regular, [t for t in starts if t > first_time]]))
+    daily = np.arange(regular.min(), max(windows.as_of, last_available) + 2 * DAY, DAY)
+    lags = [round(days * DAY) for days in config.aggregate_windows_days]
+    edges = np.unique(np.concatenate([daily, times, *(times - lag for lag in lags)]))
+    return SnapshotGrid(times=times, edges=edges.astype(np.int64))
+
+
+def count_in_bins(block: EventBlock, edges: NDArray[np.int64], num_items: int) -> BinnedCounts:
+    """A partition's share of the counts, by availability."""
+    rows = np.flatnonzero(block.item >= 0)
+    bin_ = np.searchsorted(edges, block.available[rows], side="right") - 1
+    keys = (bin_ * NUM_TYPES + block.type[rows]) * num_items + block.item[rows]
+    unique, counts = np.unique(keys, return_counts=True)
+    return BinnedCounts(keys=unique, counts=counts.astype(np.int64))
+
+
+def merge_counts(parts: Sequence[BinnedCounts], edges: NDArray[np.int64], num_items: int) -> BinnedCounts:
+    """The sum of all partitions' counts, merged a range of bins at a time."""
+    limits = np.arange(0, len(edges) + 16, 16) * NUM_TYPES * num_items
+    spans = [np.searchsorted(part.keys, limits) for part in parts]
+    merged = [
+        _merge([(p.keys[s[i] : s[i + 1]], p.counts[s[i] : s[i + 1]]) for p, s in zip(parts, spans, strict=True)])
+        for i in range(len(limits) - 1)
+    ]
+    return BinnedCounts(keys=np.concatenate([k for k, _ in merged]), counts=np.concatenate([c for _, c in merged]))
+
+
+def _merge(
+    pieces: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    keys = np.concatenate([np.asarray(k) for k, _ in pieces])
+    counts = np.concatenate([np.asarray(c) for _, c in pieces])
+    unique, inverse = np.unique(keys, return_inverse=True)
+    # Counts are far below 2**53, so the float sums of bincount are exact.
+    return unique, np.bincount(inverse, weights=counts, minlength=len(unique)).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformanceColumns:
+    """Which figures are computed: only of event types that the training window holds."""
+
+    types: tuple[int, ...]
+    config: FeatureConfig
+    priors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in order."""
+        windows = [f"{days:g}d" for days in self.config.aggregate_windows_days]
+        counts = [f"{EVENT_TYPES[t]}_count_{w}" for t in self.types for w in windows]
+        decayed = [
+            f"{EVENT_TYPES[t]}_decayed_{days:g}d"
+            for t in self.decayed
+            for days in self.config.popularity_half_lives_days
+        ]
+        return (*counts, *decayed, *self.priors)
+
+    @property
+    def decayed(self) -> tuple[int, ...]:
+        """Event types with decayed counts."""
+        return tuple(t for t in DECAYED if t in self.types)
+
+    @property
+    def log_scaled(self) -> int:
+        """How many leading columns are counts, to be log-scaled; the rest are log rates already."""
+        return len(self.names) - len(self.priors)
+
+
+def choose_columns(
+    counts: BinnedCounts, grid: SnapshotGrid, windows: SplitWindows, num_items: int, config: FeatureConfig
+) -> PerformanceColumns:
+    """The columns, with each rate's prior from events that were available within the training window."""
+    start = np.searchsorted(grid.edges, windows.train.start, side="right") - 1
+    end = np.searchsorted(grid.edges, windows.train.end)
+    low, high = np.searchsorted(counts.keys, np.array([start, end]) * NUM_TYPES * num_items)
+    kinds = counts.keys[low:high] // num_items % NUM_TYPES
+    totals = np.bincount(kinds, weights=counts.counts[low:high], minlength=NUM_TYPES)
+    priors = {}
+    for name, (successes, trials) in RATES.items():
+        tried, succeeded = totals[list(trials)].sum(), totals[list(successes)].sum()
+        if tried > 0 and succeeded > 0:
+            priors[name] = float(succeeded / tried)
+    types = tuple(int(t) for t in np.flatnonzero(totals))
+    return PerformanceColumns(types=types, config=config, priors=priors)
+
+
+def snapshots(
+    counts: BinnedCounts, grid: SnapshotGrid, columns: PerformanceColumns, num_items: int
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """At each snapshot the items with any non-zero value, and their raw values [n, F].
+
+    Counts are of events available in ``[time - days, time)``. Decayed counts are
+    ``sum 0.5 ** (age / half life)``. A rate is ``log(((s + k p) / (n + k)) / p)`` over all time for s successes in n
+    trials, prior rate p and prior strength k: 0 for an item without trials, so that absence needs no row.
+    """
+    state = _Sliding(counts, grid, columns, num_items)
+    for snapshot in range(len(grid.times)):
+        values = state.advance(snapshot)
+        items = np.flatnonzero(values.any(axis=1)).astype(np.int32)
+        yield items, values[items]
+
+
+class _Sliding:
+    """Running totals, updated from one snapshot to the next by the bins that enter and leave."""
+
+    def __init__(self, counts: BinnedCounts, grid: SnapshotGrid, columns: PerformanceColumns, num_items: int) -> None:
+        self._counts, self._grid, self._columns, self._num_items = counts, grid, columns, num_items
+        self._lags = [round(days * DAY) for days in columns.config.aggregate_windows_days]
+        self._windows = [np.zeros((NUM_TYPES, num_items), np.int64) for _ in self._lags]
+        self._total = np.zeros((NUM_TYPES, num_items), np.int64)
+        self._decayed = [np.zeros((NUM_TYPES, num_items)) for _ in columns.config.popularity_half_lives_days]
+        self._before: int | None = None
+
+    def advance(self, snapshot: int) -> NDArray[np.float32]:
+        """Move to a snapshot and return all items' values [N, F]."""
+        time, before = int(self._grid.times[snapshot]), self._before
+        entering = self._bins(before, time)
+        self._add(self._total, entering, 1)
+        for window, lag in zip(self._windows, self._lags, strict=True):
+            self._add(window, entering, 1)
+            self._add(window, self._bins(None if before is None else before - lag, time - lag), -1)
+        self._decay(entering, time)
+        self._before = time
+        return self._values()
+
+    def _bins(self, start: int | None, end: int) -> slice:
+        """The key range of the bins in [start, end); both are edges, or outside of all data."""
+        edges = self._grid.edges
+        limits = [0 if start is None else np.searchsorted(edges, start), np.searchsorted(edges, end)]
+        low, high = np.searchsorted(self._counts.keys, np.array(limits) * NUM_TYPES * self._num_items)
+        return slice(int(low), int(high))
+
+    def _add(self, totals: NDArray[np.int64], bins: slice, sign: int) -> None:
+        where = self._counts.keys[bins] % (NUM_TYPES * self._num_items)
+        np.add.at(totals.reshape(-1), where, sign * self._counts.counts[bins])
+
+    def _decay(self, bins: slice, time: int) -> None:
+        keys, counts = self._counts.keys[bins], self._counts.counts[bins]
+        bin_, where = np.divmod(keys, NUM_TYPES * self._num_items)
+        edges = self._grid.edges
+        age = (time - (edges[bin_] + edges[bin_ + 1]) / 2) / DAY
+        for decayed, half_life in zip(self._decayed, self._columns.config.popularity_half_lives_days, strict=True):
+            if self._before is not None:
+                decayed *= 0.5 ** ((time - self._before) / DAY / half_life)
+            np.add.at(decayed.reshape(-1), where, counts * 0.5 ** (age / half_life))
+
+    def _values(self) -> NDArray[np.float32]:
+        columns = [window[t] for t in self._columns.types for window in self._windows]
+        columns += [decayed[t] for t in self._columns.decayed for decayed in self._decayed]
+        columns += [self._rate(name) for name in self._columns.priors]
+        return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((self._num_items, 0), np.float32)
+
+    def _rate(self, name: str) -> NDArray[np.float64]:
+        successes, trials = RATES[name]
+        prior, strength = self._columns.priors[name], self._columns.config.rate_prior_strength
+        succeeded = np.sum([self._total[t] for t in successes], axis=0)
+        tried = np.sum([self._total[t] for t in trials], axis=0)
+        rate: NDArray[np.float64] = np.log((succeeded + strength * prior) / (tried + strength) / prior)
+        return rate

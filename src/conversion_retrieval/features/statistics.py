@@ -1,0 +1,39 @@
+"""Running mean and deviation of columns, for normalisation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversion_retrieval.features.spec import Statistic
+
+
+class Moments:
+    """Sums of columns after their transform; rows come in pieces whose borders must not depend on the partitioning."""
+
+    def __init__(self, names: Sequence[str], log_scaled: NDArray[np.bool_]) -> None:
+        self._names, self._log_scaled = names, log_scaled
+        self._count = 0
+        self._total, self._squares = np.zeros(len(names)), np.zeros(len(names))
+
+    def add(self, values: NDArray[np.float32], *, count: int | None = None) -> None:
+        """Add raw rows [n, F]; ``count`` rows if the others are known to be zeros."""
+        exact = values.astype(np.float64)
+        exact[:, self._log_scaled] = np.log1p(exact[:, self._log_scaled])
+        self._count += len(values) if count is None else count
+        self._total += exact.sum(axis=0)
+        self._squares += (exact**2).sum(axis=0)
+
+    def statistics(self) -> list[Statistic]:
+        """One statistic a column; a constant column gets deviation 1."""
+        mean = self._total / max(self._count, 1)
+        std = np.sqrt(np.maximum(self._squares / max(self._count, 1) - mean**2, 0))
+        return [
+            Statistic(
+                name=name,
+                transform="log1p" if log else "identity",
+                mean=float(m),
+                std=float(s) if s > 1e-6 else 1.0,
+            )
+            for name, log, m, s in zip(self._names, self._log_scaled, mean, std, strict=True)
+        ]
