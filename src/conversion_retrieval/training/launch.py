@@ -20,6 +20,7 @@ from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
 
 IMAGE_VARIABLE: Final = "TRAINING_IMAGE"
+QUEUE_VARIABLE: Final = "TRAINING_QUEUE"
 RESULT_FILE: Final = "result.json"
 JOB_FILE: Final = "job.json"
 SECTIONS: Final = ("losses", "model", "training")
@@ -105,6 +106,7 @@ def launch_training(
         model_dir=model_dir,
         config=config,
         checkpoint_dir=job.checkpoint_dir,
+        log_dir=job.checkpoint_dir / "tensorboard",
     )
 
 
@@ -157,7 +159,14 @@ def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int) -> flo
         config=job.config,
     )
     name = f"train-{workspace.name}"
-    run_train_job(name, job_path=shared.write(), image=image, num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+    run_train_job(
+        name,
+        job_path=shared.write(),
+        image=image,
+        num_nodes=num_nodes,
+        gpus_per_node=gpus_per_node,
+        queue=os.environ.get(QUEUE_VARIABLE, ""),
+    )
     recall = shared.result()
     _shared_copy(shared.model_dir, job.model_dir)
     return recall

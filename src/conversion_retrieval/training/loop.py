@@ -108,7 +108,7 @@ class Trainer:
         values = [float(losses.sums[n]) for n in names] + [float(losses.weights[n]) for n in names]
         summed = sum_numbers(values, self.learner.device)
         means = {n: s / w for n, s, w in zip(names, summed[: len(names)], summed[len(names) :], strict=True) if w}
-        temperature = {"temperature": float(self.learner.objective.temperature())}
+        temperature = {"temperature": float(self.learner.objective.temperature().detach())}
         self._record("train", {f"{name}/loss": value for name, value in means.items()} | temperature)
         return f"step {self.position.step}, " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
 

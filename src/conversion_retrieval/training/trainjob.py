@@ -9,6 +9,7 @@ from conversion_retrieval.progress import say
 
 RUNTIME: Final = "conversion-retrieval-torch"
 JOB_VARIABLE: Final = "TRAINING_JOB"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 POLL_SECONDS: Final = 15.0
 COMPLETE, FAILED = "Complete", "Failed"
 
@@ -20,6 +21,7 @@ def run_train_job(
     image: str,
     num_nodes: int,
     gpus_per_node: int,
+    queue: str = "",
     client: Any = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> None:
@@ -35,7 +37,7 @@ def run_train_job(
         _wait_until_gone(client, name, poll_seconds)
         status = None
     if status is None:
-        _start(client, name, job_path=job_path, image=image, num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+        _start(client, name, _trainer(job_path, image, num_nodes, gpus_per_node), queue)
     _wait(client, name, poll_seconds)
 
 
@@ -49,18 +51,24 @@ def _client() -> Any:
     return TrainerClient()
 
 
-def _start(client: Any, name: str, *, job_path: Path, image: str, num_nodes: int, gpus_per_node: int) -> None:
+def _trainer(job_path: Path, image: str, num_nodes: int, gpus_per_node: int) -> Any:
     from kubeflow.trainer import CustomTrainerContainer
-    from kubeflow.trainer.options.common import Name
 
-    trainer = CustomTrainerContainer(
+    return CustomTrainerContainer(
         image=image,
         num_nodes=num_nodes,
         resources_per_node={"gpu": gpus_per_node},
         env={JOB_VARIABLE: str(job_path)},
     )
-    say(f"train: TrainJob {name} on {num_nodes} nodes with {gpus_per_node} GPUs each")
-    client.train(runtime=RUNTIME, trainer=trainer, options=[Name(name)])
+
+
+def _start(client: Any, name: str, trainer: Any, queue: str) -> None:
+    from kubeflow.trainer.options.common import Name
+    from kubeflow.trainer.options.kubernetes import Labels
+
+    options = [Name(name), *([Labels({QUEUE_LABEL: queue})] if queue else [])]
+    say(f"train: TrainJob {name} on {trainer.num_nodes} nodes")
+    client.train(runtime=RUNTIME, trainer=trainer, options=options)
 
 
 def _status(client: Any, name: str) -> str | None:

@@ -30,6 +30,7 @@ def work(job: TrainingJob) -> None:
         model_dir=job.model_dir,
         config=job.config,
         checkpoint_dir=job.checkpoint_dir,
+        log_dir=job.checkpoint_dir / "tensorboard",
     )
     if os.environ.get("RANK", "0") == "0":
         write_json(job.result_path, {"recall": recall})

@@ -1,0 +1,136 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from conversion_retrieval.model.config import HistoryConfig, ModelConfig, TowerConfig
+from conversion_retrieval.model.inputs import QueryInputs
+from conversion_retrieval.model.two_tower import TwoTower, make_model
+from tests.model.inputs import NUM_ITEMS, SIZES, catalogue, performance, queries, query_arrays
+
+SMALL = TowerConfig(hidden_sizes=(8, 8, 8))
+CONFIG = ModelConfig(embedding_dim=8, feature_dim=4, query_tower=SMALL, item_tower=SMALL)
+VARIANTS = {
+    "default": CONFIG,
+    "sequential": dataclasses.replace(CONFIG, query_tower=dataclasses.replace(SMALL, layout="sequential")),
+    "low_rank": dataclasses.replace(CONFIG, item_tower=dataclasses.replace(SMALL, cross_rank=2)),
+    "multi_head": dataclasses.replace(CONFIG, heads="multi_head"),
+    "raw_dot": dataclasses.replace(CONFIG, normalize=False),
+    "no_bias": dataclasses.replace(CONFIG, popularity_bias=False),
+    "not_shared": dataclasses.replace(CONFIG, share_item_embedding=False),
+    "no_ids": dataclasses.replace(CONFIG, item_id_embedding="none"),
+    "hashed": dataclasses.replace(CONFIG, item_id_embedding="hashed"),
+    "no_history": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="none")),
+    "recency_mean": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="recency_mean")),
+}
+
+
+def encode(model: TwoTower, inputs: QueryInputs | None = None, **options: str) -> tuple[torch.Tensor, torch.Tensor]:
+    model.eval()
+    items = catalogue()
+    query_vectors = model.encode_queries(inputs or queries(), model.embed_history_items(items), **options)
+    item_vectors = model.encode_items(items.rows(slice(NUM_ITEMS)), performance(), **options)
+    return query_vectors, item_vectors
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_variant_gives_vectors_of_the_served_length_and_learns_everywhere(config):
+    model = make_model(SIZES, config)
+    query_vectors, item_vectors = encode(model)
+    assert query_vectors.shape == (4, model.output_dim)
+    assert item_vectors.shape == (NUM_ITEMS, model.output_dim)
+    (query_vectors @ item_vectors.T).square().sum().backward()
+    unused = {name for name, p in model.named_parameters() if p.grad is None and "engagement" not in name}
+    assert not unused
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_permuting_a_batch_permutes_its_vectors(config):
+    model, arrays, order = make_model(SIZES, config), query_arrays(), np.array([2, 0, 3, 1])
+    permuted = {
+        field.name: value[order] if isinstance(value, np.ndarray) else value.rows(order)
+        for field in dataclasses.fields(arrays)
+        if (value := getattr(arrays, field.name)) is not None
+    }
+    expected = encode(model)[0][order]
+    torch.testing.assert_close(encode(model, queries(type(arrays)(**permuted)))[0], expected)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_padding_never_changes_a_query_vector(config):
+    model = make_model(SIZES, config)
+    one = queries(query_arrays(padding=0))
+    other = dataclasses.replace(
+        one,
+        **{
+            name: torch.nn.functional.pad(getattr(one, name), (3, 0), value=fill)
+            for name, fill in {
+                "history_item": NUM_ITEMS,
+                "history_action": 0,
+                "history_surface": 0,
+                "history_age_days": 0,
+            }.items()
+        },
+    )
+    torch.testing.assert_close(encode(model, one)[0], encode(model, other)[0])
+
+
+def test_normalised_vectors_have_length_one_before_the_bias_dimension():
+    for vectors in encode(make_model(SIZES, CONFIG)):
+        torch.testing.assert_close(vectors[:, :8].norm(dim=1), torch.ones(len(vectors)), rtol=1e-4, atol=1e-4)
+
+
+def test_popularity_raises_the_score_for_every_query_through_a_plain_inner_product():
+    model = make_model(SIZES, CONFIG)
+    query_vectors, item_vectors = encode(model)
+    with torch.no_grad():
+        model.bias.item[-1].bias += 1.0
+    raised = encode(model)[1]
+    gain = (query_vectors @ raised.T - query_vectors @ item_vectors.T).detach()
+    # At the start every query weighs popularity by softplus(0) = log 2.
+    torch.testing.assert_close(gain, torch.full_like(gain, np.log(2)))
+
+
+def test_unified_head_serves_all_tasks_and_multi_head_one_each():
+    for heads, same in (("unified", True), ("multi_head", False)):
+        model = make_model(SIZES, dataclasses.replace(CONFIG, heads=heads))
+        conversion, engagement = (encode(model, head=task)[0] for task in ("conversion", "engagement"))
+        assert torch.equal(conversion, engagement) is same
+
+
+def test_residual_towers_start_near_matrix_factorisation():
+    config = dataclasses.replace(CONFIG, popularity_bias=False)
+    model, items, inputs = make_model(SIZES, config), catalogue(), queries()
+    query_vectors, item_vectors = encode(model)
+    embedded = model.embed_items(items)
+    summary = model.query_tower.summary(inputs, embedded[inputs.history_item])
+    factorised = torch.nn.functional.cosine_similarity(summary[1:, None], embedded[None, :NUM_ITEMS], dim=-1)
+    found = query_vectors[1:] @ item_vectors.T
+    assert np.corrcoef(found.detach().flatten(), factorised.detach().flatten())[0, 1] > 0.9
+
+
+def test_unknown_item_in_the_history_is_the_catalogues_last_row():
+    arrays = query_arrays()
+    assert (
+        queries(arrays).history_item.numpy() == np.where(arrays.history_item < 0, NUM_ITEMS, arrays.history_item)
+    ).all()
+
+
+def test_same_seed_gives_the_same_model_whatever_ran_before():
+    first = make_model(SIZES, CONFIG).state_dict()
+    torch.rand(3)
+    second = make_model(SIZES, CONFIG).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_catalogue_is_no_part_of_the_weights():
+    assert all(NUM_ITEMS not in t.shape for t in make_model(SIZES, CONFIG).state_dict().values())
+
+
+def test_renormalised_means_of_items_have_the_scale_of_items():
+    model = make_model(SIZES, CONFIG)
+    items = encode(model)[1]
+    mean = model.renormalize(items[:4].mean(0, keepdim=True))
+    torch.testing.assert_close(mean[:, :8].norm(dim=1), torch.ones(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mean[:, 8], items[:4, 8].mean().view(1))
