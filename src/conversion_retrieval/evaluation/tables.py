@@ -50,7 +50,7 @@ def rank_table(model: str, window: EvaluationWindow, ranks: Mapping[str, NDArray
         "advertiser": window.dataset.item_advertiser[positives.item],
         **ranks,
     }
-    return pa.table(columns, schema=RANKS_SCHEMA)
+    return pa.table(columns, schema=pa.schema([field for field in RANKS_SCHEMA if field.name in columns]))
 
 
 def write_slices(path: Path, window: EvaluationWindow) -> None:

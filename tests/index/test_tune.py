@@ -1,0 +1,72 @@
+"""Oracle: the rule of choice applied by hand to points written down; exact search for recall."""
+
+import numpy as np
+import pytest
+
+from conversion_retrieval.index.config import IndexConfig
+from conversion_retrieval.index.tune import Point, choose, search_recall, tune_index
+from tests.index.test_build import clustered
+
+
+def point(recall, qps, *, p99_ms=1.0, memory_mb=1.0):
+    return Point(
+        kind="ivf",
+        factory="",
+        setting="",
+        recall=recall,
+        p50_ms=0.5,
+        p99_ms=p99_ms,
+        queries_per_second=qps,
+        memory_mb=memory_mb,
+    )
+
+
+def test_the_fastest_setting_that_reaches_the_target_is_chosen():
+    fast, good, better = point(0.9, 1000), point(0.98, 500), point(1.0, 100)
+    assert choose([fast, better, good], IndexConfig(target_recall=0.98)) is good
+
+
+@pytest.mark.parametrize("over", [{"p99_ms": 30.0}, {"memory_mb": 9000.0}])
+def test_a_setting_over_the_budget_is_not_chosen_however_good(over):
+    within, beyond = point(0.7, 10), point(1.0, 5000, **over)
+    assert choose([within, beyond], IndexConfig(max_latency_ms=20, max_memory_mb=4096)) is within
+
+
+def test_without_a_setting_within_the_budget_the_most_accurate_is_chosen():
+    worse, better = point(0.7, 10, p99_ms=99), point(0.8, 5, p99_ms=99)
+    assert choose([worse, better], IndexConfig(max_latency_ms=20)) is better
+
+
+def test_recall_counts_shared_items_and_never_missing_ones():
+    truth, found = np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), np.array([[4, 3, -1, -1], [9, 10, 11, 5]])
+    np.testing.assert_allclose(search_recall(found, truth), [0.5, 0.25])
+
+
+def test_a_small_catalogue_is_searched_exactly():
+    items, queries = clustered(500, 16), clustered(20, 16, seed=1)
+    tuned = tune_index(items, queries, IndexConfig(max_latency_ms=1e6))
+    assert (tuned.chosen.kind, tuned.chosen.recall, tuned.target_met) == ("exact", 1.0, True)
+
+
+def test_a_large_catalogue_is_tuned_to_the_target_and_the_parameters_are_left_set():
+    items, queries = clustered(6_000, 16), clustered(100, 16, seed=1)
+    config = IndexConfig(max_exact_items=1_000, target_recall=0.95, recall_k=20, max_latency_ms=1e6)
+    tuned = tune_index(items, queries, config)
+    assert {p.kind for p in tuned.trade_off} == {"ivf", "hnsw", "ivf_pq"}
+    assert tuned.target_met
+    assert tuned.chosen.recall >= 0.95
+    _, found = tuned.index.search(queries, 20)
+    truth = np.argsort(-(queries @ items.T), axis=1)[:, :20]
+    assert search_recall(found, truth).mean() == pytest.approx(tuned.chosen.recall, abs=0.002)
+
+
+def test_a_target_out_of_reach_is_reported_as_missed():
+    items, queries = clustered(3_000, 16), clustered(30, 16, seed=1)
+    tuned = tune_index(items, queries, IndexConfig(kind="ivf", target_recall=1.0, max_latency_ms=1e-9))
+    assert not tuned.target_met
+
+
+def test_kinds_over_the_memory_budget_are_not_built():
+    items, queries = clustered(3_000, 64), clustered(30, 64, seed=1)
+    config = IndexConfig(max_exact_items=100, max_memory_mb=0.5, recall_k=10, max_latency_ms=1e6)
+    assert {p.kind for p in tune_index(items, queries, config).trade_off} == {"ivf_pq"}
