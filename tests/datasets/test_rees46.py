@@ -190,7 +190,7 @@ def test_the_source_is_never_replaced_by_the_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "for rees46 at .*2019-Oct.csv, found none"),
+        (None, "expected rees46 at .*2019-Oct.csv, found no such file"),
         ("", "expected readable CSV at .*2019-Oct.csv, found: Empty CSV file"),
         (HEADER + "\n", "expected rows for events in .*2019-Oct.csv, found none that can be used"),
         (

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from conversion_retrieval.datasets import synthetic
+from conversion_retrieval.datasets import responses, synthetic
 from conversion_retrieval.datasets.config import SyntheticConfig
 from conversion_retrieval.datasets.synthetic import generate
 from conversion_retrieval.datasets.truth import TrueWorld
@@ -127,7 +127,7 @@ def test_accidental_clicks_are_short_whatever_the_preference(tmp_path: Path) -> 
     clicks = clicks_with_truth(tiny_world(tmp_path / "data", config))
     count = len(clicks)
     mean = clicks["click_duration_seconds"].mean()
-    assert mean == pytest.approx(synthetic._BOUNCE_SECONDS, abs=5 * synthetic._BOUNCE_SECONDS / np.sqrt(count))
+    assert mean == pytest.approx(responses.BOUNCE_SECONDS, abs=5 * responses.BOUNCE_SECONDS / np.sqrt(count))
     correlation = clicks["click_duration_seconds"].corr(clicks["conversion_probability"], method="spearman")
     assert abs(correlation) < 5 / np.sqrt(count)
 
@@ -136,7 +136,7 @@ def test_clicks_that_were_meant_last_longer_on_what_is_wanted(tmp_path: Path) ->
     clicks = clicks_with_truth(tiny_world(tmp_path / "data", varied(accidental_click_rate=0.0)))
     correlation = clicks["click_duration_seconds"].corr(clicks["conversion_probability"], method="spearman")
     assert correlation > 0.4
-    assert clicks["click_duration_seconds"].median() > 4 * synthetic._BOUNCE_SECONDS
+    assert clicks["click_duration_seconds"].median() > 4 * responses.BOUNCE_SECONDS
 
 
 def clicks_with_truth(data_dir: Path) -> pd.DataFrame:

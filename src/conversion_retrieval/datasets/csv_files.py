@@ -23,6 +23,8 @@ def find_csv_files(source: Path | None, pattern: str, *, dataset: str, hint: str
     if source is None:
         raise UserError(f"{dataset} is not part of a package, expected a source: {hint}")
     source = Path(source)
+    if not source.exists():
+        raise UserError(f"expected {dataset} at {source}, found no such file or directory: {hint}")
     if source.is_file():
         return [source]
     files = sorted(path for path in source.glob(pattern) if path.is_file()) if source.is_dir() else []

@@ -14,7 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from conversion_retrieval.datasets.config import SyntheticConfig
+from conversion_retrieval.datasets.drawing import draw_world
 from conversion_retrieval.datasets.policy import LoggingPolicy
+from conversion_retrieval.datasets.responses import CART, HOUR_US, IMPRESSION, SECOND_US, draw_events, recorded
 from conversion_retrieval.datasets.tables import (
     EVENTS_SCHEMA,
     embedding_column,
@@ -22,18 +24,13 @@ from conversion_retrieval.datasets.tables import (
     numbered_ids,
     write_table,
 )
-from conversion_retrieval.datasets.world import DAY_US, Floats, Integers, World, bias_for_mean, draw_world, normalised
+from conversion_retrieval.datasets.world import DAY_US, Floats, Integers, World, bias_for_mean, normalised
 from conversion_retrieval.progress import track
 from conversion_retrieval.schema import DEFAULT_SURFACES, EVENT_TYPES, TIMESTAMP
 
 __all__ = ["SyntheticConfig", "generate"]
 
-_SECOND_US = 1_000_000
-_HOUR_US = 3600 * _SECOND_US
-_IMPRESSION, _CLICK, _SAVE, _CART, _CHECKOUT = range(len(EVENT_TYPES))
 _PILOT_REQUESTS = 2_000
-_BOUNCE_SECONDS = 2.5
-_DWELL_SECONDS = 25.0
 _ID_DIGITS = 8
 
 
@@ -90,7 +87,7 @@ def _write_part(directory: Path, part: int, world: World, policy: LoggingPolicy,
     users = np.repeat(members, rng.poisson(world.user_activity[members] * config.num_days))
     requests = _draw_requests(rng, world, policy, config, users)
     exposures = _draw_exposures(rng, world, policy, config, requests)
-    events = _recorded(_draw_events(rng, world, config, exposures), exposures, config)
+    events = recorded(draw_events(rng, world, config, exposures), exposures, config)
     ids = numbered_ids(f"e{part:05d}-", np.arange(len(events)), _ID_DIGITS)
     name = f"part-{part:05d}.parquet"
     write_table(_events_table(ids, events, exposures, requests, world), directory / "events" / name)
@@ -126,7 +123,7 @@ def _draw_times(rng: np.random.Generator, config: SyntheticConfig, count: int) -
     """More in the evening than at night."""
     day = rng.integers(config.num_days, size=count)
     hour = np.where(rng.random(count) < 0.7, rng.normal(19, 3, count), rng.uniform(0, 24, count)) % 24
-    return config.start_us + day * DAY_US + np.minimum((hour * _HOUR_US).astype(np.int64), DAY_US - 1)
+    return config.start_us + day * DAY_US + np.minimum((hour * HOUR_US).astype(np.int64), DAY_US - 1)
 
 
 def _draw_exposures(
@@ -136,7 +133,7 @@ def _draw_exposures(
     shown = policy.sample(rng, requests.factors, requests.time, config.slots_per_request)
     request, slot = (axis.ravel() for axis in np.indices(shown.shape))
     frame = pd.DataFrame(
-        {"request": request, "item": shown.ravel(), "time": requests.time[request] + 2 * _SECOND_US * slot}
+        {"request": request, "item": shown.ravel(), "time": requests.time[request] + 2 * SECOND_US * slot}
     )
     frame = frame[~frame.duplicated(["request", "item"])].reset_index(drop=True)
     request, item = frame["request"].to_numpy(), frame["item"].to_numpy()
@@ -146,92 +143,12 @@ def _draw_exposures(
     return frame
 
 
-def _draw_events(
-    rng: np.random.Generator, world: World, config: SyntheticConfig, exposures: pd.DataFrame
-) -> pd.DataFrame:
-    """Everything that happens, recorded or not: kind, exposure, item, time, and what belongs to the kind."""
-    count = len(exposures)
-    meant = rng.random(count) < exposures["click_probability"].to_numpy()
-    clicked = meant | (rng.random(count) < config.accidental_click_rate)
-    bought_if_clicked = exposures["purchase_probability"].to_numpy()
-    carted = rng.random(count) < bought_if_clicked * np.where(meant, 1.0, config.view_through_rate)
-    saved = meant & (rng.random(count) < config.save_rate)
-    duration = _draw_durations(rng, meant, bought_if_clicked, config)
-    shown_time = exposures["time"].to_numpy()
-    click_time = shown_time + _microseconds(rng.uniform(1, 30, count))
-    back_time = click_time + np.where(clicked, _microseconds(duration), 0)
-    cart_time = back_time + _delays(rng, config.median_purchase_delay_hours / 4, 1.5, count)
-    checkout_time = cart_time + _delays(rng, config.median_purchase_delay_hours, 1.5, count)
-    bought = carted & (rng.random(count) < world.item_checkout_rate[exposures["item"]])
-    price = world.item_price[exposures["item"]]
-    paid = price * rng.choice([1, 1, 1, 2, 3], count) * rng.lognormal(-0.05, 0.1, count)
-    nothing = np.full(count, np.nan)
-    parts = [
-        _event_frame(_IMPRESSION, np.ones(count, dtype=bool), exposures, shown_time, nothing, nothing),
-        _event_frame(_CLICK, clicked, exposures, click_time, duration, nothing),
-        _event_frame(
-            _SAVE, saved, exposures, click_time + _microseconds(rng.uniform(0, 1, count) * duration), nothing, nothing
-        ),
-        _reported(rng, world, config, _event_frame(_CART, carted, exposures, cart_time, nothing, price)),
-        _reported(rng, world, config, _event_frame(_CHECKOUT, bought, exposures, checkout_time, nothing, paid)),
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _event_frame(
-    kind: int, happened: NDArray[np.bool_], exposures: pd.DataFrame, time: Integers, duration: Floats, value: Floats
-) -> pd.DataFrame:
-    rows = np.flatnonzero(happened)
-    return pd.DataFrame(
-        {
-            "kind": np.full(len(rows), kind),
-            "exposure": rows,
-            "item": exposures["item"].to_numpy()[rows],
-            "time": time[rows],
-            "duration": duration[rows],
-            "value": value[rows],
-            "reported": time[rows],
-            "wrong": np.zeros(len(rows), dtype=bool),
-        }
-    )
-
-
-def _draw_durations(
-    rng: np.random.Generator, meant: NDArray[np.bool_], purchase: Floats, config: SyntheticConfig
-) -> Floats:
-    """Seconds until the user is back: longer, the more the item is wanted; accidents are short, whatever it is."""
-    wanted = np.log(np.maximum(purchase, 1e-6) / max(config.cart_rate, 1e-6))
-    dwell = _DWELL_SECONDS * np.exp(0.7 * np.clip(wanted, -3, 3) + rng.normal(0, 0.7, len(meant)))
-    bounce = rng.exponential(_BOUNCE_SECONDS, len(meant))
-    seconds: Floats = np.where(meant, dwell, bounce)
-    return seconds.round(3)
-
-
-def _reported(rng: np.random.Generator, world: World, config: SyntheticConfig, happened: pd.DataFrame) -> pd.DataFrame:
-    """Those conversions that advertisers report: later, and some for a sibling of the item that was bought."""
-    frame = happened[rng.random(len(happened)) < world.item_reporting_rate[happened["item"]]].copy()
-    wrong = rng.random(len(frame)) < world.item_wrong_rate[frame["item"]]
-    frame["item"] = np.where(wrong, world.item_sibling[frame["item"]], frame["item"])
-    frame["wrong"] = wrong
-    frame["reported"] = frame["time"] + _delays(rng, config.median_reporting_delay_hours, 1.2, len(frame))
-    return frame
-
-
-def _recorded(events: pd.DataFrame, exposures: pd.DataFrame, config: SyntheticConfig) -> pd.DataFrame:
-    """What the log holds when it is taken, in order of time: of hidden requests, conversions only."""
-    hidden = exposures["hidden"].to_numpy()[events["exposure"]]
-    seen = ~hidden | (events["kind"].to_numpy() >= _CART)
-    known = (events["reported"].to_numpy() < config.end_us) & (events["time"].to_numpy() < config.end_us)
-    kept = events[seen & known]
-    return kept.sort_values(["time", "exposure", "kind"], kind="stable", ignore_index=True)
-
-
 def _events_table(
     ids: pa.Array, events: pd.DataFrame, exposures: pd.DataFrame, requests: _Requests, world: World
 ) -> pa.Table:
     kind = events["kind"].to_numpy()
     request = exposures["request"].to_numpy()[events["exposure"]]
-    onsite = kind < _CART
+    onsite = kind < CART
     surface = requests.surface[request]
     searching = onsite & (surface == DEFAULT_SURFACES.index("search"))
     columns = {
@@ -254,8 +171,8 @@ def _truth_tables(
     ids: pa.Array, events: pd.DataFrame, exposures: pd.DataFrame, world: World, config: SyntheticConfig
 ) -> tuple[pa.Table, pa.Table]:
     """Impressions with their true probabilities, conversions with the impression that caused them."""
-    impressions = np.flatnonzero(events["kind"] == _IMPRESSION)
-    conversions = np.flatnonzero(events["kind"] >= _CART)
+    impressions = np.flatnonzero(events["kind"] == IMPRESSION)
+    conversions = np.flatnonzero(events["kind"] >= CART)
     exposure_event = np.full(len(exposures), -1)
     exposure_event[events["exposure"].to_numpy()[impressions]] = impressions
     shown = exposures.iloc[events["exposure"].to_numpy()[impressions]]
@@ -322,15 +239,6 @@ def user_ids(users: Integers) -> pa.Array:
 def item_ids(items: Integers) -> pa.Array:
     """Ids of item rows; null for -1."""
     return numbered_ids("i", items, _ID_DIGITS)
-
-
-def _microseconds(seconds: Floats) -> Integers:
-    return (seconds * _SECOND_US).astype(np.int64)
-
-
-def _delays(rng: np.random.Generator, median_hours: float, spread: float, count: int) -> Integers:
-    """Log-normal delays in microseconds."""
-    return (median_hours * _HOUR_US * rng.lognormal(0, spread, count)).astype(np.int64)
 
 
 def _timestamps(times: Integers, mask: NDArray[np.bool_] | None = None) -> pa.Array:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conversion_retrieval.datasets.csv_files import (
-    LINE,
     find_csv_files,
     keep_digits,
     keep_known,
@@ -76,5 +75,4 @@ def _events(rows: pd.DataFrame) -> pd.DataFrame:
             "surface": pd.Series(SURFACE, index=rows.index).where(rows["type"].isin(["click", "save"])),
         }
     )
-    assert LINE in rows
     return events.sort_values(["user_id", "event_time"], kind="stable", ignore_index=True)
