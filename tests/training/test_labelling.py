@@ -1,0 +1,193 @@
+import numpy as np
+import pytest
+import torch
+
+from conversion_retrieval.losses.config import LossConfig
+from conversion_retrieval.losses.labels import Labels
+from conversion_retrieval.losses.partition import log_partition
+from conversion_retrieval.training.examples import Examples, Indices, batch_order
+from conversion_retrieval.training.labelling import LabelMaker
+from conversion_retrieval.training.pool import Pool
+from conversion_retrieval.training.shard import Shard
+from tests.training.separable import separable_world
+
+WORLD = separable_world(num_groups=8, items_per_group=5, num_users=40, seed=3)
+WEIGHTS = {"conversion": 1.0, "engagement": 0.3}
+EXAMPLES = Examples.of(WORLD.split("train"), WORLD.item_advertiser, WEIGHTS)
+
+
+def make(
+    config: LossConfig, *, full: bool = False, shard: Shard | None = None, seed: int = 0, size: int = 16
+) -> tuple[Labels, Pool, Indices]:
+    maker = LabelMaker(examples=EXAMPLES, losses=config, full=full, shard=shard or Shard(), device=torch.device("cpu"))
+    snapshot, rows = batch_order(EXAMPLES, size, seed, 0)[0]
+    labels, pool = maker.make(snapshot, rows, np.random.default_rng(seed))
+    return labels, pool, rows
+
+
+def positives_of(rows: Indices) -> list[list[int]]:
+    positives = EXAMPLES.split.positives
+    return [positives.item[positives.offsets[q] : positives.offsets[q + 1]].tolist() for q in rows]
+
+
+def excluded_items(labels: Labels, pool: Pool) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for row, candidate in zip(
+        labels.items.excluded.row.tolist(), labels.items.excluded.candidate.tolist(), strict=True
+    ):
+        found.setdefault(row, set()).add(int(pool.items[candidate]))
+    return found
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_query_excludes_what_its_user_wanted_anywhere_in_the_batch(full):
+    labels, pool, rows = make(LossConfig(uniform_negatives=20), full=full)
+    users, wanted = EXAMPLES.split.user[rows], positives_of(rows)
+    expected = {
+        q: {item for other in range(len(rows)) if users[other] == users[q] for item in wanted[other]}
+        for q in range(len(rows))
+    }
+    assert excluded_items(labels, pool) == expected
+
+
+def test_positives_point_at_their_items():
+    labels, pool, rows = make(LossConfig(uniform_negatives=20))
+    found = sorted(
+        (int(r), int(pool.items[c]), task)
+        for task, p in labels.positives.items()
+        for r, c in zip(p.row.tolist(), p.candidate.tolist(), strict=True)
+    )
+    positives = EXAMPLES.split.positives
+    expected = sorted(
+        (i, int(positives.item[p]), ("conversion", "engagement")[positives.task[p]])
+        for i, q in enumerate(rows)
+        for p in range(positives.offsets[q], positives.offsets[q + 1])
+    )
+    assert found == expected
+
+
+def test_hard_negatives_belong_to_their_query_and_are_never_wanted_by_its_user():
+    labels, pool, rows = make(LossConfig(uniform_negatives=0))
+    hard = EXAMPLES.split.hard_negatives
+    wanted = excluded_items(labels, pool)
+    expected = sorted(
+        (i, int(item))
+        for i, q in enumerate(rows)
+        for item in hard.item[hard.offsets[q] : hard.offsets[q + 1]]
+        if item not in wanted[i]
+    )
+    found = zip(labels.hard.row.tolist(), pool.items[labels.hard.candidate.numpy()].tolist(), strict=True)
+    assert sorted(found) == expected
+
+
+def test_hard_negatives_of_others_are_no_candidates():
+    labels, pool, rows = make(LossConfig(uniform_negatives=0))
+    assert set(pool.candidates) == {item for wanted in positives_of(rows) for item in wanted}
+    assert len(pool.items) > pool.num_candidates
+    assert labels.items.num_candidates == pool.num_candidates
+
+
+@pytest.mark.parametrize(("own", "same_user"), [(True, False), (False, True), (False, False)])
+def test_each_mask_can_be_left_out(own, same_user):
+    config = LossConfig(mask_accidental_hits=own, mask_same_user_positives=same_user, uniform_negatives=0)
+    labels, pool, rows = make(config)
+    users, wanted = EXAMPLES.split.user[rows], positives_of(rows)
+    queries = labels.row_query.tolist()
+    excluded = excluded_items(labels, pool)
+    flat = [(q, item) for q, items in enumerate(wanted) for item in items]
+    for row, (query, item) in enumerate(flat):
+        assert queries[row] == query
+        others = {i for o in range(len(rows)) if users[o] == users[query] for i in wanted[o]} - {item}
+        expected = ({item} if own else set()) | (others if same_user else set())
+        assert excluded.get(row, set()) == expected
+
+
+def test_processes_share_the_pool_and_split_the_queries():
+    config = LossConfig(uniform_negatives=20)
+    whole, pool, rows = make(config)
+    parts = [make(config, shard=Shard(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert all((part_pool.items == pool.items).all() for _, part_pool, _ in parts)
+    half = len(rows) // 2
+    for task, positives in whole.positives.items():
+        joined = torch.cat(
+            [labels.positives[task].row + start for (labels, *_), start in zip(parts, (0, half), strict=True)]
+        )
+        assert joined.tolist() == positives.row.tolist()
+
+
+def wanted_mask(rows: Indices) -> np.ndarray:
+    """[B, N]: what the query's user wanted anywhere in the batch."""
+    users, mask = EXAMPLES.split.user[rows], np.zeros((len(rows), WORLD.num_items), bool)
+    for q, user in enumerate(users):
+        for other in np.flatnonzero(users == user):
+            mask[q, positives_of(rows[other : other + 1])[0]] = True
+    return mask
+
+
+def mean_partition(config: LossConfig, draws: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over draws of each query's estimated denominator, its standard error, and the full softmax's."""
+    generator = torch.Generator().manual_seed(5)
+    queries = torch.randn(len(EXAMPLES.split), 4, generator=generator)
+    items = torch.randn(WORLD.num_items, 4, generator=generator) * 0.5
+    sums = np.zeros((3, len(queries)))
+    exact = np.zeros(len(queries))
+    maker = LabelMaker(examples=EXAMPLES, losses=config, full=False, shard=Shard(), device=torch.device("cpu"))
+    for seed in range(draws):
+        for snapshot, rows in batch_order(EXAMPLES, size, seed, 0):
+            labels, pool = maker.make(snapshot, rows, np.random.default_rng([seed, int(rows[0])]))
+            chosen = items[pool.candidates]
+            z = log_partition(queries[rows], chosen, excluded=labels.items.excluded, offsets=labels.items.offsets).exp()
+            sums[:, rows] += np.stack([np.ones(len(rows)), z.numpy(), z.square().numpy()])
+            scores = (queries[rows] @ items.T).exp()
+            mask = torch.from_numpy(wanted_mask(rows))
+            exact[rows] += scores.masked_fill(mask, 0).sum(1).numpy()
+    mean = sums[1] / sums[0]
+    error = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0) / sums[0])
+    return mean, error, exact / sums[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LossConfig(uniform_negatives=12), LossConfig(uniform_negatives=12, in_batch_negatives=False)],
+    ids=["in_batch_and_uniform", "uniform"],
+)
+def test_logq_makes_the_sampled_denominator_unbiased(config):
+    mean, error, exact = mean_partition(config, draws=100, size=8)
+    z = (mean - exact) / error
+    # One number a query, their mean over 160 queries: a wrong Q moves it by far more than three standard errors.
+    assert abs((mean / exact).mean() - 1) < 0.02
+    assert np.quantile(np.abs(z), 0.9) < 3.5
+
+
+def test_without_logq_the_sampled_denominator_is_far_off():
+    mean, _, exact = mean_partition(LossConfig(uniform_negatives=12, logq_correction=False), draws=10, size=8)
+    assert (mean / exact).mean() < 0.8
+
+
+def test_advertiser_labels_exclude_the_users_own_advertisers():
+    labels, pool, rows = make(LossConfig(uniform_negatives=0))
+    advertisers = labels.advertisers
+    codes = np.unique(WORLD.item_advertiser[pool.candidates])
+    assert (codes[advertisers.group.numpy()] == WORLD.item_advertiser[pool.candidates]).all()
+    users, wanted = EXAMPLES.split.user[rows], positives_of(rows)
+    found: dict[int, set[int]] = {}
+    excluded = advertisers.contrast.excluded
+    for row, number in zip(excluded.row.tolist(), excluded.candidate.tolist(), strict=True):
+        found.setdefault(row, set()).add(int(codes[number]))
+    for q in range(len(rows)):
+        own = {int(WORLD.item_advertiser[i]) for o in range(len(rows)) if users[o] == users[q] for i in wanted[o]}
+        assert found[q] == own
+
+
+def test_scales_make_every_positive_weigh_the_same_in_every_batch():
+    labels, _, rows = make(LossConfig(), full=True)
+    positives = EXAMPLES.positives
+    per_query = positives.weight[positives.task == 0].sum() / len(EXAMPLES.split)
+    assert labels.scales["conversion"] == pytest.approx(1 / (len(rows) * per_query), rel=1e-5)
+
+
+def test_a_catalogue_smaller_than_the_batch_is_fine():
+    labels, pool, rows = make(LossConfig(uniform_negatives=500), size=1000)
+    assert len(rows) > WORLD.num_items
+    assert pool.num_candidates <= WORLD.num_items
+    assert torch.isfinite(labels.items.offsets).all()
