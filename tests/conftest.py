@@ -1,6 +1,7 @@
 """Fixtures that several parts share."""
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ def gcs_server() -> Iterator[str]:
     """The address of a storage server in memory that enforces ``if_generation_match`` on upload."""
     server = FakeGCSServer()
     server.start()
+    # The wrapper pipes the server's log and never reads it: full, the pipe would stop the server after some requests.
+    threading.Thread(target=server._process.stderr.read, daemon=True).start()
     os.environ.pop("STORAGE_EMULATOR_HOST")  # only tests that ask for a bucket see it
     yield server.url
     server.stop()
