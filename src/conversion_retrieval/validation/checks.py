@@ -1,0 +1,327 @@
+"""What is measured of the tables, each against its limit: built from counts, judged by Great Expectations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.schema import CONVERSIONS
+from conversion_retrieval.tables import TableReader
+from conversion_retrieval.validation.cleaning import DROP_RULES, REPAIRS, Cleaned, quoted
+
+Severity = Literal["error", "warning"]
+Row = dict[str, Any]
+SAMPLE_COLUMNS: Final = "file, row, event_id, user_id, item_id, event_type, event_time"
+COLUMN_OF: Final = {
+    "unknown_event_type": "event_type",
+    "future_dated": "event_time",
+    "orphan_item": "item_id",
+    "exact_duplicate": "event_id",
+    "conflicting_duplicate": "event_id",
+    "bad_click_duration": "click_duration_seconds",
+    "click_duration_elsewhere": "click_duration_seconds",
+    "bad_value": "value",
+    "reported_before_event": "reported_time",
+    "bad_context_embedding": "context_embedding",
+}
+CONVERSION_TYPES: Final = ", ".join(f"'{name}'" for name in CONVERSIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One measured number and its limits; ``rule`` says what happens to the rows: stop, drop, repair or keep."""
+
+    name: str
+    table: str
+    column: str
+    severity: Severity
+    observed: float
+    maximum: float | None = None
+    minimum: float | None = None
+    count: int
+    rule: str
+    sample: list[Row] = field(default_factory=list)
+
+
+def all_checks(cleaned: Cleaned, config: PipelineConfig) -> list[Check]:
+    """Every built-in check of the three tables, drift excepted."""
+    checks = [
+        *_event_rules(cleaned, config),
+        *_event_time_checks(cleaned, config),
+        *_conversion_checks(cleaned, config),
+    ]
+    for reader in (cleaned.tables.items, cleaned.tables.users):
+        if reader is not None:
+            checks += _entity_checks(cleaned, reader, config)
+    return [*checks, *_reference_checks(cleaned)]
+
+
+def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
+    limits = config.validation
+    total = max(cleaned.value("SELECT count(*) FROM events"), 1)
+    dropped = {
+        row["drop_rule"]: row["n"] for row in cleaned.rows("SELECT drop_rule, count(*) AS n FROM events GROUP BY 1")
+    }
+    for rule in DROP_RULES:
+        count = dropped.get(rule, 0)
+        maximum = limits.max_invalid_rate
+        if "duplicate" in rule:
+            maximum = limits.max_duplicate_rate
+        elif rule == "orphan_item":
+            maximum = limits.max_orphan_rate
+        yield Check(
+            name=rule,
+            table="events",
+            column=COLUMN_OF.get(rule, rule.removeprefix("null_")),
+            severity="error",
+            observed=count / total,
+            maximum=maximum,
+            count=count,
+            rule="drop",
+            sample=_sample(cleaned, f"drop_rule = '{rule}'", limits.sample_rows) if count else [],
+        )
+    bits = ", ".join(f"sum((repairs & {1 << n} > 0)::INT) AS {rule}" for n, rule in enumerate(REPAIRS))
+    repaired = cleaned.rows(f"SELECT {bits} FROM events")[0]
+    for number, rule in enumerate(REPAIRS):
+        count = int(repaired[rule] or 0)
+        yield Check(
+            name=rule,
+            table="events",
+            column=COLUMN_OF[rule],
+            severity="error",
+            observed=count / total,
+            maximum=limits.max_invalid_rate,
+            count=count,
+            rule="set to null",
+            sample=_sample(cleaned, f"repairs & {1 << number} > 0", limits.sample_rows) if count else [],
+        )
+    kept = cleaned.value("SELECT count(*) FROM kept")
+    yield Check(
+        name="events_kept",
+        table="events",
+        column="",
+        severity="error",
+        observed=kept,
+        minimum=1,
+        count=kept,
+        rule="stop",
+    )
+
+
+def _event_time_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
+    days = cleaned.rows(
+        "WITH days AS (SELECT event_time::DATE AS day, count(*) AS n FROM kept GROUP BY 1), "
+        "calendar AS (SELECT unnest(range(min(day), max(day) + INTERVAL 1 DAY, INTERVAL 1 DAY))::DATE AS day "
+        "FROM days) "
+        "SELECT strftime(day, '%Y-%m-%d') AS day, coalesce(n, 0) AS events FROM calendar LEFT JOIN days USING (day) "
+        "ORDER BY 1"
+    )
+    low = [row for row in days if row["events"] < config.validation.min_events_per_day]
+    yield Check(
+        name="days_below_min_events",
+        table="events",
+        column="event_time",
+        severity="warning",
+        observed=len(low),
+        maximum=0,
+        count=len(low),
+        rule="keep",
+        sample=low[: config.validation.sample_rows],
+    )
+    lengths = "SELECT count(DISTINCT len(context_embedding)) FROM kept"
+    yield _lengths(cleaned.value(lengths), "events", "context_embedding")
+
+
+def _lengths(count: int, table: str, column: str) -> Check:
+    return Check(
+        name=f"{column}_lengths",
+        table=table,
+        column=column,
+        severity="error",
+        observed=count,
+        maximum=1,
+        count=count,
+        rule="stop",
+    )
+
+
+def conversion_tables(cleaned: Cleaned, level: str) -> None:
+    """Make ``paired``: each kept conversion with the last click and impression before it and its first click at all."""
+    owner = "item_id" if level == "item" else "advertiser_id"
+    source = "kept" if level == "item" else "kept JOIN items USING (item_id)"
+    cleaned.database.execute(
+        f"""
+        CREATE TEMP TABLE conversions AS SELECT {SAMPLE_COLUMNS}, {owner} AS owner FROM {source}
+        WHERE event_type IN ({CONVERSION_TYPES});
+        CREATE TEMP TABLE touches AS SELECT user_id, {owner} AS owner, event_type, event_time FROM {source}
+        WHERE event_type IN ('click', 'impression')
+        AND (user_id, {owner}) IN (SELECT (user_id, owner) FROM conversions);
+        CREATE TEMP TABLE paired AS
+        SELECT c.*, k.event_time AS click_time, v.event_time AS view_time, f.first_click
+        FROM conversions c
+        ASOF LEFT JOIN (SELECT * FROM touches WHERE event_type = 'click') k
+        ON c.user_id = k.user_id AND c.owner = k.owner AND c.event_time >= k.event_time
+        ASOF LEFT JOIN (SELECT * FROM touches WHERE event_type = 'impression') v
+        ON c.user_id = v.user_id AND c.owner = v.owner AND c.event_time >= v.event_time
+        LEFT JOIN (
+            SELECT user_id, owner, min(event_time) AS first_click FROM touches WHERE event_type = 'click' GROUP BY ALL
+        ) f ON c.user_id = f.user_id AND c.owner = f.owner
+        """
+    )
+
+
+def _conversion_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
+    conversion_tables(cleaned, config.labels.attribution_level)
+    total = max(cleaned.value("SELECT count(*) FROM paired"), 1)
+    limits = config.validation
+    within = "coalesce(event_time - {} <= to_microseconds({}), false)"
+    clicked = within.format("click_time", _microseconds(config.labels.click_window_days))
+    viewed = within.format("view_time", _microseconds(config.labels.view_window_days))
+    unattributable = f"NOT ({clicked} OR {viewed})"
+    before = "click_time IS NULL AND first_click IS NOT NULL"
+    for name, condition, maximum in (
+        ("unattributable_conversion", unattributable, limits.max_unattributable_rate),
+        ("conversion_before_its_click", before, limits.max_invalid_rate),
+    ):
+        count = cleaned.value(f"SELECT count(*) FROM paired WHERE {condition}")
+        sample = f"SELECT {SAMPLE_COLUMNS} FROM paired WHERE {condition} ORDER BY file, row LIMIT {limits.sample_rows}"
+        yield Check(
+            name=name,
+            table="events",
+            column="event_time",
+            severity="error" if name.startswith("unattributable") else "warning",
+            observed=count / total,
+            maximum=maximum,
+            count=count,
+            rule="keep",
+            sample=_located(cleaned.rows(sample), cleaned.tables.events) if count else [],
+        )
+
+
+def _microseconds(days: float) -> int:
+    return int(days * 86_400_000_000)
+
+
+def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig) -> Iterator[Check]:
+    name, key = reader.table.name, reader.table.key
+    columns = ", ".join(map(quoted, reader.schema.names))
+    required = [column.name for column in reader.table.columns]
+    total = max(cleaned.value(f"SELECT count(*) FROM raw_{name}"), 1)
+    conditions = {f"null_{column}": (column, f"{column} IS NULL") for column in required}
+    distinct = f"SELECT count(*) FROM (SELECT DISTINCT {columns} FROM raw_{name} WHERE {key} IS NOT NULL)"
+    present = cleaned.value(f"SELECT count(*) FROM raw_{name} WHERE {key} IS NOT NULL")
+    keys = cleaned.value(f"SELECT count(DISTINCT {key}) FROM raw_{name}")
+    contents = cleaned.value(distinct)
+    for rule, (column, condition) in conditions.items():
+        count = cleaned.value(f"SELECT count(*) FROM raw_{name} WHERE {condition}")
+        sample = cleaned.rows(f"SELECT file, row, {key} FROM raw_{name} WHERE {condition} ORDER BY ALL LIMIT 20")
+        yield _entity_check(rule, name, column, count, total, config.validation.max_invalid_rate, sample, reader)
+    repeated = f"SELECT file, row, {key} FROM raw_{name} WHERE {key} IN (SELECT {key} FROM raw_{name} GROUP BY 1 {{}}) "
+    for rule, count, having in (
+        ("exact_duplicate", present - contents, "HAVING count(*) > 1"),
+        ("conflicting_duplicate", contents - keys, "HAVING count(*) > 1"),
+    ):
+        sample = cleaned.rows(repeated.format(having) + "ORDER BY ALL LIMIT 20") if count else []
+        limit = config.validation.max_duplicate_rate
+        yield _entity_check(rule, name, key, count, total, limit, sample, reader)
+    if name == "items":
+        having = "HAVING count(DISTINCT advertiser_id) > 1"
+        count = cleaned.value(f"SELECT count(*) FROM (SELECT item_id FROM raw_items GROUP BY 1 {having})")
+        sample = cleaned.rows(repeated.format(having) + "ORDER BY ALL LIMIT 20") if count else []
+        limit = config.validation.max_invalid_rate
+        yield _entity_check("advertiser_changes", name, "advertiser_id", count, total, limit, sample, reader)
+    for column in reader.schema:
+        if str(column.type).startswith("list"):
+            lengths = cleaned.value(f"SELECT count(DISTINCT len({quoted(column.name)})) FROM {name}")
+            yield _lengths(lengths, name, column.name)
+
+
+def _entity_check(
+    rule: str,
+    table: str,
+    column: str,
+    count: int,
+    total: int,
+    maximum: float,
+    sample: list[Row],
+    reader: TableReader,
+) -> Check:
+    return Check(
+        name=rule,
+        table=table,
+        column=column,
+        severity="error",
+        observed=count / total,
+        maximum=maximum,
+        count=count,
+        rule="drop",
+        sample=_located(sample, reader),
+    )
+
+
+def _reference_checks(cleaned: Cleaned) -> Iterator[Check]:
+    total = max(cleaned.value("SELECT count(*) FROM kept"), 1)
+    references = [("orphan_context_item", "context_item_id", "items", "item_id")]
+    if cleaned.tables.users is not None:
+        references.append(("orphan_user", "user_id", "users", "user_id"))
+    for name, column, table, key in references:
+        count = cleaned.value(
+            f"SELECT count(*) FROM kept WHERE {column} IS NOT NULL AND {column} NOT IN (SELECT {key} FROM {table})"
+        )
+        yield Check(
+            name=name,
+            table="events",
+            column=column,
+            severity="warning",
+            observed=count / total,
+            maximum=0.5,
+            count=count,
+            rule="keep",
+        )
+
+
+def _sample(cleaned: Cleaned, condition: str, size: int) -> list[Row]:
+    query = f"SELECT {SAMPLE_COLUMNS} FROM events WHERE {condition} ORDER BY file, row LIMIT {size}"
+    return _located(cleaned.rows(query), cleaned.tables.events)
+
+
+def _located(rows: list[Row], reader: TableReader) -> list[Row]:
+    """Rows with their file's name, and JSON values."""
+    return [
+        {key: reader.files[value].name if key == "file" else _plain(value) for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def description(cleaned: Cleaned) -> dict[str, Any]:
+    """Facts for the report that no limit judges: sizes, null rates, volumes, delays."""
+    columns = [column.name for column in cleaned.tables.events.table.columns if column.nullable]
+    nulls = ", ".join(f"avg(({name} IS NULL)::INT) AS {name}" for name in columns)
+    quantiles = "[0.01, 0.1, 0.5, 0.9, 0.99]"
+    delays = (
+        f"SELECT quantile_cont(epoch(reported_time - event_time), {quantiles}) AS reporting_delay_seconds FROM kept "
+        f"WHERE event_type IN ({CONVERSION_TYPES})"
+    )
+    clicks = (
+        f"SELECT quantile_cont(epoch(event_time - click_time), {quantiles}) AS click_to_conversion_seconds FROM paired"
+    )
+    volume = (
+        "SELECT strftime(day, '%Y-%m-%d') AS day, coalesce(surface, '(none)') AS surface, events FROM "
+        "(SELECT event_time::DATE AS day, surface, count(*) AS events FROM kept GROUP BY ALL) ORDER BY 1, 2"
+    )
+    return {
+        "events": cleaned.value("SELECT count(*) FROM events"),
+        "kept": cleaned.value("SELECT count(*) FROM kept"),
+        "items": cleaned.value("SELECT count(*) FROM items"),
+        "users": cleaned.value("SELECT count(DISTINCT user_id) FROM kept"),
+        "event_types": cleaned.rows("SELECT event_type, count(*) AS events FROM kept GROUP BY 1 ORDER BY 1"),
+        "null_rates": cleaned.rows(f"SELECT {nulls} FROM kept")[0],
+        "quantiles": [0.01, 0.1, 0.5, 0.9, 0.99],
+        **cleaned.rows(delays)[0],
+        **cleaned.rows(clicks)[0],
+        "volume": cleaned.rows(volume),
+    }

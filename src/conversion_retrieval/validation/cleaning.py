@@ -1,0 +1,177 @@
+"""Loads the tables into an on-disk database and applies the row rules: what is dropped, what is repaired.
+
+DuckDB joins, sorts and groups more rows than fit in memory. Every rule depends on contents only, never on row order:
+where one of several rows is kept, it is the first of them sorted by all columns.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from conversion_retrieval.progress import meter
+from conversion_retrieval.schema import EVENT_TYPES, EVENTS
+from conversion_retrieval.tables import TableReader, Tables
+
+EVENT_COLUMNS: Final = tuple(column.name for column in EVENTS.columns)
+REQUIRED: Final = tuple(column.name for column in EVENTS.columns if column.required)
+DROP_RULES: Final = (
+    *(f"null_{name}" for name in REQUIRED),
+    "unknown_event_type",
+    "future_dated",
+    "orphan_item",
+    "exact_duplicate",
+    "conflicting_duplicate",
+)
+REPAIRS: Final = {
+    "bad_click_duration": "NOT (click_duration_seconds >= 0 AND isfinite(click_duration_seconds))",
+    "click_duration_elsewhere": "click_duration_seconds IS NOT NULL AND event_type <> 'click'",
+    "bad_value": "NOT (value >= 0 AND isfinite(value))",
+    "reported_before_event": "reported_time < event_time",
+    "bad_context_embedding": "NOT list_bool_and(list_transform(context_embedding, lambda x: isfinite(x)))",
+}
+REPAIRED_COLUMNS: Final = {
+    "click_duration_seconds": ("bad_click_duration", "click_duration_elsewhere"),
+    "value": ("bad_value",),
+    "reported_time": ("reported_before_event",),
+    "context_embedding": ("bad_context_embedding",),
+}
+"""Repairs set the column to null: missing rather than wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """The database after cleaning.
+
+    It has ``events`` (canonical columns, ``drop_rule`` null where kept, ``repairs`` as a bit mask, ``file``, ``row``),
+    the view ``kept`` of the rows to keep, ``items``, and ``users`` where given, with unique keys.
+    """
+
+    database: duckdb.DuckDBPyConnection
+    tables: Tables
+
+    def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+        """A query's result as dictionaries."""
+        result = self.database.execute(query, parameters or [])
+        names = [column[0] for column in result.description or []]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+    def value(self, query: str) -> Any:
+        """The first value of a query's first row."""
+        row = self.database.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+@contextmanager
+def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database file in ``working_dir`` that spills beyond ``memory_mb``; times are in UTC."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory_mb}MB",
+        "temp_directory": str(working_dir / "spill"),
+        "preserve_insertion_order": "false",
+        "threads": str(os.cpu_count() or 1),
+        "autoinstall_known_extensions": "false",
+    }
+    connection = duckdb.connect(str(working_dir / "validation.duckdb"), config=config)
+    try:
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        yield connection
+    finally:
+        connection.close()
+
+
+def clean(database: duckdb.DuckDBPyConnection, tables: Tables, *, latest: datetime) -> Cleaned:
+    """Load all tables; events after ``latest`` are future-dated. ``TableError`` if a file cannot be read to its end."""
+    _load_entities(database, tables.items)
+    if tables.users is not None:
+        _load_entities(database, tables.users)
+    _load_events(database, tables.events, latest)
+    _mark_duplicates(database)
+    database.execute("CREATE VIEW kept AS SELECT * FROM events WHERE drop_rule IS NULL")
+    return Cleaned(database=database, tables=tables)
+
+
+def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> None:
+    name, key = reader.table.name, reader.table.key
+    required = " AND ".join(f"{quoted(column.name)} IS NOT NULL" for column in reader.table.columns)
+    database.register("incoming", _stream(reader))
+    database.execute(f"CREATE TABLE raw_{name} AS SELECT * FROM incoming")
+    database.unregister("incoming")
+    order = ", ".join(map(quoted, dict.fromkeys([key, *reader.schema.names])))
+    database.execute(
+        f"CREATE TABLE {name} AS SELECT DISTINCT ON ({key}) * EXCLUDE (file, row) FROM raw_{name} "
+        f"WHERE {required} ORDER BY {order}"
+    )
+
+
+def _load_events(database: duckdb.DuckDBPyConnection, reader: TableReader, latest: datetime) -> None:
+    types = ", ".join(f"'{name}'" for name in EVENT_TYPES)
+    nulls = " ".join(f"WHEN {name} IS NULL THEN 'null_{name}'" for name in REQUIRED)
+    bits = " + ".join(f"({1 << n} * coalesce({rule}, false)::INT)" for n, rule in enumerate(REPAIRS.values()))
+    repaired = ", ".join(_repaired(column, rules) for column, rules in REPAIRED_COLUMNS.items())
+    database.register("incoming", _stream(reader))
+    database.execute(
+        f"""
+        CREATE TABLE events AS
+        SELECT incoming.* REPLACE ({repaired}), ({bits})::UTINYINT AS repairs,
+            CASE {nulls} WHEN event_type NOT IN ({types}) THEN 'unknown_event_type'
+                WHEN event_time > ? THEN 'future_dated' WHEN known.key IS NULL THEN 'orphan_item' END AS drop_rule
+        FROM incoming LEFT JOIN (SELECT item_id AS key FROM items) known ON incoming.item_id = known.key
+        """,
+        [latest],
+    )
+    database.unregister("incoming")
+
+
+def _repaired(column: str, rules: tuple[str, ...]) -> str:
+    broken = " OR ".join(f"coalesce({REPAIRS[rule]}, false)" for rule in rules)
+    return f"CASE WHEN {broken} THEN NULL ELSE {column} END AS {column}"
+
+
+def _mark_duplicates(database: duckdb.DuckDBPyConnection) -> None:
+    """Of the rows with one ``event_id`` the first in content order stays: equal rows are exact, others conflicting."""
+    order = ", ".join(dict.fromkeys(["user_id", "event_time", *EVENT_COLUMNS]))
+    database.execute(
+        f"""
+        CREATE TEMP TABLE doomed AS
+        WITH repeated AS (SELECT event_id FROM events WHERE drop_rule IS NULL GROUP BY event_id HAVING count(*) > 1),
+        ranked AS (
+            SELECT rowid AS id, event_id, row_number() OVER same AS number, rank() OVER same AS content_rank
+            FROM events WHERE drop_rule IS NULL AND event_id IN (FROM repeated)
+            WINDOW same AS (PARTITION BY event_id ORDER BY {order})
+        )
+        SELECT id, CASE WHEN number = content_rank THEN 'conflicting_duplicate' ELSE 'exact_duplicate' END AS rule
+        FROM ranked WHERE number > 1
+        """
+    )
+    database.execute("UPDATE events SET drop_rule = doomed.rule FROM doomed WHERE events.rowid = doomed.id")
+
+
+def _stream(reader: TableReader) -> pa.RecordBatchReader:
+    """All rows of a table with the number of their file and their row in it, read as they are asked for."""
+    schema = reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
+    numbers = {file: number for number, file in enumerate(reader.files)}
+
+    def located() -> Iterator[pa.RecordBatch]:
+        with meter(f"Reading {reader.table.name}", total=reader.num_rows, unit="rows") as progress:
+            for part in reader.batches():
+                size = part.batch.num_rows
+                file = pa.repeat(pa.scalar(numbers[part.file], pa.int32()), size)
+                row = pa.array(np.arange(part.first_row, part.first_row + size))
+                yield pa.RecordBatch.from_arrays([*part.batch.columns, file, row], schema=schema)
+                progress.advance(size)
+
+    return pa.RecordBatchReader.from_batches(schema, located())
+
+
+def quoted(name: str) -> str:
+    """A column name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

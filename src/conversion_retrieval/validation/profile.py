@@ -1,0 +1,119 @@
+"""A compact profile of the tables, and how far another data set has drifted from it (population stability index).
+
+Histograms have fixed bins, so two profiles compare without the rows: text columns by value, numbers in quarter powers
+of two by sign.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+from conversion_retrieval.schema import is_number, is_text
+from conversion_retrieval.validation.cleaning import Cleaned, quoted
+
+MAX_VALUES: Final = 1000
+GROUPS: Final = 10
+SMALLEST_SHARE: Final = 1e-4
+OTHER: Final = "(other)"
+Profile = dict[str, dict[str, Any]]
+
+
+def make_profile(cleaned: Cleaned) -> Profile:
+    """``{"events.surface": {"kind": "text" | "number", "counts": {bin: rows}}, ...}`` for every column that has one."""
+    expressions = {
+        "event_type": ("text", "event_type"),
+        "surface": ("text", "surface"),
+        "hour": ("text", "hour(event_time)::VARCHAR"),
+        "weekday": ("text", "dayofweek(event_time)::VARCHAR"),
+        "click_duration_seconds": ("number", "click_duration_seconds"),
+        "value": ("number", "value"),
+    }
+    profile = {f"events.{name}": _histogram(cleaned, "kept", *what) for name, what in expressions.items()}
+    for reader in (cleaned.tables.items, cleaned.tables.users):
+        if reader is None:
+            continue
+        for column in reader.schema:
+            kind = _kind(column.type)
+            if kind and column.name != reader.table.key:
+                name = f"{reader.table.name}.{column.name}"
+                profile[name] = _histogram(cleaned, reader.table.name, kind, quoted(column.name))
+    return {name: histogram for name, histogram in profile.items() if histogram["counts"]}
+
+
+def _kind(column: pa.DataType) -> str:
+    return "text" if is_text(column) else "number" if is_number(column) else ""
+
+
+def _histogram(cleaned: Cleaned, table: str, kind: str, value: str) -> dict[str, Any]:
+    """Counts by bin; empty for text with more than ``MAX_VALUES`` values, which names things rather than kinds."""
+    if kind == "number":
+        size = f"greatest(-80, least(160, floor(4 * log2(abs({value})))))::INT"
+        value = (
+            f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'null' WHEN {value} = 0 THEN 'zero' "
+            f"WHEN {value} > 0 THEN '+' || {size} ELSE '-' || {size} END"
+        )
+    query = f"SELECT coalesce({value}, 'null') AS bin, count(*) AS n FROM {table} GROUP BY 1 ORDER BY 1"
+    rows = cleaned.rows(f"{query} LIMIT {MAX_VALUES + 1}")
+    return {"kind": kind, "counts": {row["bin"]: row["n"] for row in rows} if len(rows) <= MAX_VALUES else {}}
+
+
+def drift(profile: Profile, reference: Mapping[str, Any]) -> dict[str, float]:
+    """The index of every column that both profiles have, by the larger shift first."""
+    shared = [name for name in profile if name in reference and reference[name].get("counts")]
+    values = {name: stability_index(profile[name], reference[name]) for name in shared}
+    return dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
+
+
+def stability_index(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Sum over bins of (p - q) ln(p / q), p found and q the reference (Lewis, Credit Scoring, 1994).
+
+    Bins with little of the reference's mass are merged first: neighbours for numbers, into "(other)" for text. Shares
+    below ``SMALLEST_SHARE`` count as that much.
+    """
+    groups = _number_groups(reference["counts"]) if reference["kind"] == "number" else _text_groups(reference["counts"])
+    shares = [_shares(profile["counts"], groups, reference["kind"]) for profile in (found, reference)]
+    names = set(shares[0]) | set(shares[1])
+    pairs = ([max(share.get(name, 0.0), SMALLEST_SHARE) for share in shares] for name in names)
+    return math.fsum((p - q) * math.log(p / q) for p, q in pairs)
+
+
+def _shares(counts: Mapping[str, int], groups: Mapping[str, str], kind: str) -> dict[str, float]:
+    total = sum(counts.values())
+    shares: dict[str, float] = {}
+    for name, count in counts.items():
+        group = groups.get(name) or (_nearest(name, groups) if kind == "number" else OTHER)
+        shares[group] = shares.get(group, 0.0) + count / total
+    return shares
+
+
+def _text_groups(counts: Mapping[str, int]) -> dict[str, str]:
+    least = sum(counts.values()) / 1000
+    return {name: name if count >= least else OTHER for name, count in counts.items()}
+
+
+def _number_groups(counts: Mapping[str, int]) -> dict[str, str]:
+    """Neighbouring bins in at most ``GROUPS`` groups of about equal mass; null and zero stay apart."""
+    groups = {name: name for name in ("null", "zero") if name in counts}
+    ordered = sorted((name for name in counts if name not in ("null", "zero")), key=_position)
+    mass, total = 0, sum(counts[name] for name in ordered)
+    for name in ordered:
+        groups[name] = f"group {mass * GROUPS // max(total, 1)}"
+        mass += counts[name]
+    return groups
+
+
+def _position(name: str) -> float:
+    """Where a signed logarithmic bin lies on the number line."""
+    exponent = int(name[1:]) + 1000.0
+    return exponent if name[0] == "+" else -exponent
+
+
+def _nearest(name: str, groups: Mapping[str, str]) -> str:
+    if name in ("null", "zero"):
+        return name
+    numbers = [other for other in groups if other not in ("null", "zero")]
+    if not numbers:
+        return OTHER
+    return groups[min(numbers, key=lambda other: (abs(_position(other) - _position(name)), other))]
