@@ -59,6 +59,7 @@ def compile_(
     evaluate_on_gpu: Annotated[bool, typer.Option("--evaluate-on-gpu", help="Evaluate on the GPU pool.")] = False,
     spot: Annotated[bool, typer.Option("--spot", help="Prefer spot capacity for GPU stages.")] = False,
     train_nodes: Annotated[int, typer.Option(help="Training nodes; above 1 as a Kubeflow TrainJob.", min=1)] = 1,
+    queue: Annotated[str, typer.Option(help="Kueue queue that GPU stages wait in.")] = "",
     cost_center: Annotated[str, typer.Option(help="Pod label for cost reports.")] = "conversion-retrieval",
     golden: Annotated[bool, typer.Option("--golden", help="Rewrite pipelines/golden instead.")] = False,
 ) -> None:
@@ -78,6 +79,7 @@ def compile_(
         evaluate_on_gpu=evaluate_on_gpu,
         spot=spot,
         train_nodes=train_nodes,
+        queue=queue,
         cost_center=cost_center,
     )
     compiled = compiling.compile_pipeline(output, place, manifests=manifests)

@@ -15,5 +15,7 @@ GENERAL_POOL: Final = "general"
 GPU_POOL: Final = "gpu"
 CAPACITY_LABEL: Final = "conversion-retrieval/capacity"
 SPOT_CAPACITY: Final = "spot"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+QUEUE: Final = "conversion-retrieval"
 GPU_RESOURCE: Final = "nvidia.com/gpu"
 USER_ID: Final = 10001

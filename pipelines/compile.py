@@ -38,6 +38,7 @@ def placement(
     evaluate_on_gpu: bool = False,
     spot: bool = False,
     train_nodes: int = 1,
+    queue: str = "",
     cost_center: str = "conversion-retrieval",
 ) -> Placement:
     """Check the compile options; without any image the pipeline names those of a local run.
@@ -55,6 +56,7 @@ def placement(
         evaluate_on_gpu=evaluate_on_gpu,
         spot=spot,
         train_nodes=train_nodes,
+        queue=queue,
         cost_center=cost_center,
     )
 

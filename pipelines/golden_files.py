@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from pipelines import cluster
 from pipelines.compile import compile_pipeline, placement
 from pipelines.placement import Placement
 
@@ -21,6 +22,7 @@ GOLDEN: Final[Mapping[str, Placement]] = {
         image_cpu=f"registry.example.com/conversion-retrieval-cpu@{_DIGEST}",
         image_gpu=f"registry.example.com/conversion-retrieval-gpu@{_DIGEST}",
         train_nodes=2,
+        queue=cluster.QUEUE,
     ),
 }
 

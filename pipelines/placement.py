@@ -68,6 +68,7 @@ class Placement:
     evaluate_on_gpu: bool = False
     spot: bool = False
     train_nodes: int = 1
+    queue: str = ""
     cost_center: str = "conversion-retrieval"
 
     @property
@@ -84,6 +85,8 @@ class Placement:
             self.on_cpu(task, "train").set_container_image(self.image_gpu)
             task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
         task.set_env_variable("TRAINING_IMAGE", self.image_gpu)
+        if self.queue:
+            task.set_env_variable("TRAINING_QUEUE", self.queue)
         kubernetes.mount_pvc(task, cluster.CHECKPOINT_CLAIM, cluster.CHECKPOINT_DIR)
         return task
 
@@ -101,6 +104,8 @@ class Placement:
         kubernetes.add_toleration(task, key=cluster.GPU_RESOURCE, operator="Exists", effect="NoSchedule")
         # Data loaders and NCCL pass tensors through shared memory; a container's default is 64 MB.
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="8Gi")  # noqa: S108
+        if self.queue:
+            kubernetes.add_pod_label(task, cluster.QUEUE_LABEL, self.queue)
         if self.spot:
             _prefer(task, cluster.CAPACITY_LABEL, cluster.SPOT_CAPACITY)
             kubernetes.add_toleration(

@@ -1,0 +1,253 @@
+"""The rendered manifests; oracles: the Kubernetes schemas, the projects' own models, and the compiled pipeline."""
+
+import kubernetes_validate
+import pytest
+import yaml
+from kserve import V1beta1InferenceService, V1beta1PredictorSpec
+from kubeflow_trainer_api import models as trainer_models
+
+from pipelines import cluster
+from pipelines.golden_files import GOLDEN_DIR
+from tests.pipelines import compiled
+
+from .rendered import MANIFESTS, names, render, render_with, walk
+
+KUBERNETES_VERSION = "1.32"
+# Kinds without a schema on PyPI; their labels, taints and references are checked below.
+UNVALIDATED = {
+    "container.cnrm.cloud.google.com",
+    "iam.cnrm.cloud.google.com",
+    "karpenter.sh",
+    "kueue.x-k8s.io",
+}
+
+
+@pytest.fixture(scope="module")
+def prod():
+    return render(MANIFESTS / "overlays" / "prod")
+
+
+@pytest.fixture(scope="module")
+def dev():
+    return render(MANIFESTS / "overlays" / "dev")
+
+
+@pytest.fixture(scope="module")
+def kserve_overlay(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("overlay")
+    return render_with(directory, resources=["overlays/dev"], components=["inferenceservice"])
+
+
+@pytest.fixture(scope="module")
+def karpenter():
+    return render(MANIFESTS / "karpenter")
+
+
+@pytest.fixture(scope="module")
+def executors():
+    """Every executor of every golden file: (container, Kubernetes configuration)."""
+    found = []
+    for path in GOLDEN_DIR.iterdir():
+        spec, on_kubernetes = compiled.read(path)
+        bodies = spec["deploymentSpec"]["executors"]
+        found += [(bodies[name]["container"], config) for name, config in on_kubernetes.items()]
+    return found
+
+
+def validate(document: dict) -> None:
+    group = document["apiVersion"].partition("/")[0]
+    if document["kind"] == "ClusterTrainingRuntime":
+        model = trainer_models.TrainerV1alpha1ClusterTrainingRuntime
+        assert model.from_dict(document).to_dict() == document, "a field that the model does not know was dropped"
+    elif document["kind"] == "InferenceService":
+        validate_inference_service(document)
+    elif group not in UNVALIDATED:
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def validate_inference_service(document: dict) -> None:
+    """KServe's own fields against its models, the rest of the predictor as the pod that it becomes."""
+    assert set(document) <= set(V1beta1InferenceService.attribute_map.values())
+    predictor = document["spec"]["predictor"]
+    assert set(predictor) <= set(V1beta1PredictorSpec.attribute_map.values())
+    own = {"minReplicas", "maxReplicas", "labels", "annotations"}
+    pod_spec = {key: value for key, value in predictor.items() if key not in own}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "predictor"}, "spec": pod_spec}
+    kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "karpenter"])
+def test_every_rendered_document_is_valid(overlay, request):
+    documents = request.getfixturevalue(overlay)
+    assert documents
+    for document in documents:
+        validate(document)
+
+
+def test_validation_refuses_a_typo(dev):
+    deployment = yaml.safe_load(yaml.safe_dump(next(d for d in dev if d["kind"] == "Deployment")))
+    deployment["spec"]["template"]["spec"]["serviceAcountName"] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        validate(deployment)
+
+
+def test_no_document_is_there_twice(prod):
+    keys = [(d["apiVersion"], d["kind"], d["metadata"]["name"]) for d in prod]
+    assert len(keys) == len(set(keys))
+
+
+def test_everything_with_a_namespace_is_in_the_pipelines_namespace(prod):
+    assert names(prod, "Namespace") == {cluster.NAMESPACE}
+    assert {d["metadata"]["namespace"] for d in prod if "namespace" in d["metadata"]} == {cluster.NAMESPACE}
+
+
+def test_the_service_account_that_runs_use_exists_and_every_account_is_used(prod):
+    used = {m["serviceAccountName"] for d in prod for m in walk(d) if "serviceAccountName" in m}
+    assert names(prod, "ServiceAccount") == used | {cluster.SERVICE_ACCOUNT}
+
+
+def test_role_bindings_bind_roles_and_accounts_that_exist(prod):
+    for binding in (d for d in prod if d["kind"] in {"RoleBinding", "ClusterRoleBinding"}):
+        assert binding["roleRef"]["name"] in names(prod, binding["roleRef"]["kind"])
+        assert {s["name"] for s in binding["subjects"]} <= names(prod, "ServiceAccount")
+
+
+def test_roles_grant_no_wildcard_no_secrets_and_no_escalation(prod):
+    for role in (d for d in prod if d["kind"] in {"Role", "ClusterRole"}):
+        for rule in role["rules"]:
+            assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+            assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+
+
+def test_the_secrets_that_the_pipeline_names_exist_with_their_keys_and_no_value(prod, executors):
+    used = {
+        (s["secretName"], k["secretKey"]) for _, c in executors for s in c.get("secretAsEnv", []) for k in s["keyToEnv"]
+    }
+    there = {(d["metadata"]["name"], key) for d in prod if d["kind"] == "Secret" for key in d["stringData"]}
+    assert there == used
+    assert not any(value for d in prod if d["kind"] == "Secret" for value in d["stringData"].values())
+
+
+def test_the_claims_that_the_pipeline_and_the_runtime_mount_exist(prod, executors):
+    by_pipeline = {mount["constant"] for _, config in executors for mount in config.get("pvcMount", [])}
+    by_runtime = {m["claimName"] for d in prod for m in walk(d) if "claimName" in m}
+    assert names(prod, "PersistentVolumeClaim") == by_pipeline == by_runtime
+
+
+def test_the_checkpoint_path_is_the_same_in_pipeline_and_runtime(prod, executors):
+    in_pipeline = {mount["mountPath"] for _, config in executors for mount in config.get("pvcMount", [])}
+    runtime = next(d for d in prod if d["kind"] == "ClusterTrainingRuntime")
+    mounts = {m["mountPath"] for m in walk(runtime) if m.get("name") == "checkpoints" and "mountPath" in m}
+    assert mounts == in_pipeline == {cluster.CHECKPOINT_DIR}
+
+
+def test_every_config_map_key_that_is_read_exists_and_every_config_map_is_read(prod):
+    read = {
+        (m["configMapKeyRef"]["name"], m["configMapKeyRef"]["key"])
+        for d in prod
+        for m in walk(d)
+        if "configMapKeyRef" in m
+    }
+    there = {(d["metadata"]["name"], key) for d in prod if d["kind"] == "ConfigMap" for key in d["data"]}
+    assert read == there
+
+
+def test_every_priority_class_exists_and_is_used(prod):
+    used = {m["priorityClassName"] for d in prod for m in walk(d) if "priorityClassName" in m}
+    assert names(prod, "PriorityClass") == used
+
+
+def gke_pools(documents):
+    effects = {"NO_SCHEDULE": "NoSchedule"}
+    for pool in (d["spec"]["nodeConfig"] for d in documents if d["kind"] == "ContainerNodePool"):
+        taints = {(t["key"], t["value"], effects[t["effect"]]) for t in pool.get("taint", [])}
+        yield pool["labels"], taints
+
+
+def karpenter_pools(documents):
+    for pool in (d["spec"]["template"] for d in documents):
+        taints = {(t["key"], t["value"], t["effect"]) for t in pool["spec"].get("taints", [])}
+        yield pool["metadata"]["labels"], taints
+
+
+def tolerated(taint, tolerations) -> bool:
+    key, value, effect = taint
+    return any(
+        t["key"] == key and t["effect"] == effect and (t["operator"] == "Exists" or t["value"] == value)
+        for t in tolerations
+    )
+
+
+@pytest.mark.parametrize("provider", ["gke", "karpenter"])
+def test_every_label_and_taint_that_the_pipeline_names_is_on_a_node_pool_and_the_other_way_round(
+    provider, prod, karpenter, executors
+):
+    pools = list(gke_pools(prod) if provider == "gke" else karpenter_pools(karpenter))
+    labels = {item for pool_labels, _ in pools for item in pool_labels.items()}
+    taints = {taint for _, pool_taints in pools for taint in pool_taints}
+    expressions = [a["matchExpressions"][0] for _, c in executors for a in c.get("nodeAffinity", [])]
+    wanted = {(e["key"], value) for e in expressions for value in e["values"]}
+    spec, _ = compiled.read(GOLDEN_DIR / "training.yaml")
+    wanted |= set(spec["root"]["inputDefinitions"]["parameters"]["gpu_node_selector"]["defaultValue"].items())
+    assert labels == wanted
+    tolerations = [t for _, config in executors for t in config.get("tolerations", [])]
+    assert all(tolerated(taint, tolerations) for taint in taints)
+    assert all(any(tolerated(taint, [t]) for taint in taints) for t in tolerations)
+
+
+@pytest.mark.parametrize("provider", ["gke", "karpenter"])
+def test_every_gpu_pool_is_tainted_so_that_nothing_else_lands_there(provider, prod, karpenter):
+    for labels, taints in gke_pools(prod) if provider == "gke" else karpenter_pools(karpenter):
+        is_gpu = labels[cluster.POOL_LABEL] == cluster.GPU_POOL
+        assert (cluster.GPU_RESOURCE in {key for key, _, _ in taints}) == is_gpu
+
+
+def test_the_training_runtime_is_the_one_that_the_train_stage_starts(prod):
+    from conversion_retrieval.training import trainjob
+
+    assert names(prod, "ClusterTrainingRuntime") == {trainjob.RUNTIME} == {cluster.TRAINING_RUNTIME}
+    runtime = next(d for d in prod if d["kind"] == "ClusterTrainingRuntime")
+    pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (node,) = pod["containers"]
+    assert node["command"] == ["torchrun", "-m", "conversion_retrieval.training.worker"]
+    assert pod["nodeSelector"] == {cluster.POOL_LABEL: cluster.GPU_POOL}
+    assert all(tolerated(taint, pod["tolerations"]) for _, taints in gke_pools(prod) for taint in taints)
+
+
+def test_the_queue_that_the_pipeline_names_leads_to_gpus_on_the_gpu_pool(prod, executors):
+    labels = {config["podMetadata"]["labels"].get(cluster.QUEUE_LABEL) for _, config in executors} - {None}
+    in_env = {
+        e["value"] for container, _ in executors for e in container.get("env", []) if e["name"] == "TRAINING_QUEUE"
+    }
+    (queue,) = [d for d in prod if d["kind"] == "LocalQueue"]
+    assert labels | in_env == {queue["metadata"]["name"]}
+    (cluster_queue,) = [d for d in prod if d["kind"] == "ClusterQueue"]
+    assert queue["spec"]["clusterQueue"] == cluster_queue["metadata"]["name"]
+    flavors = {f["name"] for group in cluster_queue["spec"]["resourceGroups"] for f in group["flavors"]}
+    assert flavors == names(prod, "ResourceFlavor")
+
+
+def test_pods_and_stages_run_as_the_same_ordinary_user(prod, executors):
+    users = {m["runAsUser"] for d in prod for m in walk(d) if "runAsUser" in m}
+    assert users == {cluster.USER_ID} == {int(c["securityContext"]["runAsUser"]) for _, c in executors}
+
+
+def test_serving_survives_a_node_drain_and_the_budget_selects_its_pods(prod):
+    (deployment,) = [d for d in prod if d["kind"] == "Deployment"]
+    (budget,) = [d for d in prod if d["kind"] == "PodDisruptionBudget"]
+    (scaler,) = [d for d in prod if d["kind"] == "HorizontalPodAutoscaler"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert scaler["spec"]["minReplicas"] > budget["spec"]["minAvailable"]
+
+
+def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kserve_overlay):
+    assert names(kserve_overlay, "InferenceService") == {"conversion-retrieval"}
+    gone = {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+    assert not gone & {d["kind"] for d in kserve_overlay}
+
+
+def test_production_images_are_pinned_by_digest(prod):
+    images = {m["image"] for d in prod for m in walk(d) if isinstance(m.get("image"), str)}
+    assert images
+    assert all("@sha256:" in image for image in images)
