@@ -92,7 +92,7 @@ class Measurer:
                 name = f"{family}={value}"
                 shown = ranks.without_removed if name == NEW_ITEMS else ranks.full
                 yield Slice(name=name, mask=mask & (values == value), ranks=shown)
-        if (new := mask & (self.window.slices["new_to_user"] == "true")).any():
+        if group == "conversion" and (new := mask & (self.window.slices["new_to_user"] == "true")).any():
             yield Slice(name=NEW_ITEMS_FULL_LIST, mask=new, ranks=ranks.full)
 
     def _rows(
