@@ -357,16 +357,16 @@ def test_pruned_version_is_never_served_again(registry: Registry, tmp_path: Path
 
 
 class Interrupting:
-    """A store that lets someone else act once, just before the pointer is swapped."""
+    """A store that lets someone else act once, just before a key of some prefix is written."""
 
-    def __init__(self, uri: str, action: Callable[[], object]) -> None:
-        self._store, self._actions = open_store(uri), [action]
+    def __init__(self, uri: str, action: Callable[[], object], *, before: str = "champion.json") -> None:
+        self._store, self._actions, self._before = open_store(uri), [action], before
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
     def write(self, key: str, content: bytes, *, if_generation: int | None = None) -> int:
-        if key == "champion.json" and self._actions:
+        if key.startswith(self._before) and self._actions:
             self._actions.pop()()
         return self._store.write(key, content, if_generation=if_generation)
 
@@ -385,7 +385,7 @@ def test_rollback_to_a_version_that_is_being_pruned_never_serves_what_was_delete
 def test_prune_spares_a_version_that_is_rolled_back_to_meanwhile(registry_uri: str, tmp_path: Path) -> None:
     registry = Registry.open(registry_uri)
     first, second, third = (promote_new(registry, tmp_path, name) for name in "abc")
-    racing = Registry(Interrupting(registry_uri, lambda: registry.rollback(first.version)))
+    racing = Registry(Interrupting(registry_uri, lambda: registry.rollback(first.version), before="pruned"))
     assert racing.prune(0) == [second.version]
     assert registry.champion().version == first.version
     assert registry.rollback().version == third.version

@@ -90,6 +90,12 @@ class Events:
     available: NDArray[np.int64]
     offsets: NDArray[np.int64]
 
+    @classmethod
+    def empty(cls) -> "Events":
+        """No users."""
+        kinds = {"item": np.int32, "action": np.int8, "surface": np.int16, "time": np.int64, "available": np.int64}
+        return cls(offsets=np.zeros(1, np.int64), **{name: np.empty(0, kind) for name, kind in kinds.items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
@@ -99,6 +105,12 @@ class Performance:
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     values: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls) -> "Performance":
+        """No snapshots."""
+        times, offsets = np.empty(0, np.int64), np.zeros(1, np.int64)
+        return cls(times=times, offsets=offsets, items=np.empty(0, np.int32), values=np.empty((0, 0), np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +163,29 @@ class FeatureDataset:
             stored_performance=_open_performance(directory / "performance"),
             surface_codes=_surface_codes(metadata["surfaces"], spec.surfaces),
             event_positions=positions,
+        )
+
+    @classmethod
+    def of_catalogue(
+        cls, items: pa.Table, spec: FeatureSpec, metadata: dict[str, Any], directory: Path
+    ) -> "FeatureDataset":
+        """A dataset of items alone, for serving: queries bring their own events and user columns."""
+        users = pa.table({"user_id": pa.array([], pa.string())})
+        return cls(
+            directory=directory,
+            spec=spec,
+            metadata=metadata,
+            digest="",
+            item_ids=_strings(items["item_id"]),
+            user_ids=_strings(users["user_id"]),
+            item_table=items,
+            user_table=users,
+            item_advertiser=items["advertiser"].to_numpy().astype(np.int32),
+            items=spec.encode_items(items),
+            users=spec.encode_users(users),
+            events=Events.empty(),
+            stored_performance=Performance.empty(),
+            surface_codes=_surface_codes(metadata["surfaces"], spec.surfaces),
         )
 
     @property

@@ -184,8 +184,12 @@ def read_block(
     """
     start, end = int(scan_offsets[0]), int(scan_offsets[-1])
     table = pa.concat_tables(_row_range(files, start, end)) if end > start else _empty(files)
+    return encode_block(table, scan_offsets - start, items, surfaces)
+
+
+def encode_block(table: pa.Table, offsets: NDArray[np.int64], items: ItemIndex, surfaces: Sequence[str]) -> EventBlock:
+    """Canonical events, those of user u at rows ``offsets[u]:offsets[u + 1]``, as arrays; errors as ``read_block``."""
     time = microseconds(table["event_time"])
-    offsets = scan_offsets - start
     user = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))
     _check_sorted(user, time)
     return EventBlock(

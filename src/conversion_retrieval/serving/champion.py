@@ -1,0 +1,58 @@
+"""Loading the champion's bundle, and loading the next one beside it."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving.requests import Request, inline_events
+from conversion_retrieval.serving.retriever import Retriever
+
+
+@dataclass
+class ChampionLoader:
+    """Downloads into temporary directories that live as long as their retriever is served."""
+
+    registry: Registry
+    _directories: dict[str, "tempfile.TemporaryDirectory[str]"] = field(default_factory=dict)
+
+    def load(self) -> Retriever:
+        """The champion, after it has answered a query; ``UserError`` where there is none."""
+        champion = self.registry.champion()
+        if champion is None:
+            raise UserError(f"expected a champion in {self.registry.uri}, found none: promote a first one")
+        return self._load(champion.version)
+
+    def load_if_changed(self, served: str) -> Retriever | None:
+        """The new champion if it is another version than ``served``."""
+        champion = self.registry.champion()
+        return None if champion is None or champion.version == served else self._load(champion.version)
+
+    def discard_all_but(self, version: str) -> None:
+        """Free the disk space of versions that are no longer served."""
+        for name in [name for name in self._directories if name != version]:
+            self._directories.pop(name).cleanup()
+
+    def _load(self, version: str) -> Retriever:
+        directory = tempfile.TemporaryDirectory(prefix="champion-")
+        try:
+            retriever = Retriever.of_bundle(self.registry.download(version, Path(directory.name) / "bundle"))
+            answer_a_query(retriever)
+        except BaseException:
+            directory.cleanup()
+            raise
+        self._directories[version] = directory
+        return retriever
+
+
+def answer_a_query(retriever: Retriever) -> None:
+    """Ask for the neighbours of the first item: nothing is served before a real query went through all parts."""
+    item_id = retriever.index.item_ids[0].as_py()
+    event = {"item_id": item_id, "event_type": "click", "event_time": 0}
+    request = Request(user_id="", time=1, k=1)
+    (answer,) = retriever.retrieve([request], inline_events([[event]]), np.zeros(1, np.int64))
+    if len(answer.item_ids) != 1:
+        raise UserError(f"expected one candidate from {retriever.version}, found none: the index answers nothing")

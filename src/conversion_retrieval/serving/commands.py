@@ -1,0 +1,181 @@
+"""What ``conversion-retrieval retrieve`` does: candidates for one user on the screen, for many into a file."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.progress import track
+from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.schema import TIMESTAMP
+from conversion_retrieval.serving.champion import ChampionLoader
+from conversion_retrieval.serving.query_features import last_time
+from conversion_retrieval.serving.requests import MAX_K, Request, UserEvents
+from conversion_retrieval.serving.retriever import Candidates, Retriever
+from conversion_retrieval.tables import Tables, read_tables
+
+BATCH_REQUESTS = 256
+OUTPUT_SCHEMA = pa.schema(
+    [
+        ("request", pa.int64()),
+        ("user_id", pa.string()),
+        ("rank", pa.int32()),
+        ("item_id", pa.string()),
+        ("score", pa.float32()),
+        ("advertiser_id", pa.string()),
+        ("reasons", pa.list_(pa.string())),
+    ]
+)
+
+
+def retrieve_user(
+    registry_uri: str,
+    data_uri: str,
+    user_id: str,
+    *,
+    surface: str | None = None,
+    k: int = 100,
+    exclude_seen: bool = False,
+    advertiser_cap: int = 0,
+) -> Candidates:
+    """Print and return the champion's candidates for a user, as of the newest event in the data.
+
+    Raises ``UserError`` for a user who is in neither the events nor the users table.
+    """
+    _check_options(k, advertiser_cap)
+    loader = ChampionLoader(Registry.open(registry_uri))
+    retriever = loader.load()
+    events = read_user_events(read_tables(data_uri), [user_id])
+    if user_id not in events.positions and not _is_known(events, user_id):
+        raise UserError(f"expected a user of {data_uri}, found no events of {user_id!r}")
+    time = last_time(events)
+    request = Request(
+        user_id=user_id, time=time, surface=surface, k=k, exclude_seen=exclude_seen, advertiser_cap=advertiser_cap
+    )
+    (candidates,) = retriever.retrieve([request], events.of_users([user_id]), np.zeros(1, np.int64))
+    _print(candidates, retriever.version)
+    loader.discard_all_but("")
+    return candidates
+
+
+def retrieve_requests(
+    registry_uri: str,
+    data_uri: str,
+    requests_path: Path,
+    output_path: Path | None,
+    *,
+    k: int = 100,
+    exclude_seen: bool = False,
+    advertiser_cap: int = 0,
+) -> Path:
+    """Answer a Parquet file of requests into another, one row a candidate; returns its path.
+
+    Columns of the requests: ``user_id``; optional ``time`` (default: after the user's newest event), ``surface``,
+    ``context_item_id``, ``context_embedding``. ``UserError`` names a missing or wrong column.
+    """
+    _check_options(k, advertiser_cap)
+    output_path = output_path or requests_path.with_name(f"{requests_path.stem}_candidates.parquet")
+    table = _read_requests(requests_path)
+    loader = ChampionLoader(Registry.open(registry_uri))
+    retriever = loader.load()
+    events = read_user_events(read_tables(data_uri), table["user_id"].to_pylist())
+    options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
+    temporary = output_path.with_name(f".{output_path.name}.tmp")
+    with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
+        for start in track(range(0, table.num_rows, BATCH_REQUESTS), "retrieve", unit="batches"):
+            batch = _requests(table.slice(start, BATCH_REQUESTS), events, options)
+            writer.write_table(_rows(start, _answer(retriever, events, batch)))
+    temporary.replace(output_path)
+    loader.discard_all_but("")
+    return output_path
+
+
+def read_user_events(tables: Tables, user_ids: Iterable[str] | None = None) -> UserEvents:
+    """Events and columns of some users (all if None), read batch by batch."""
+    wanted = None if user_ids is None else pa.array(sorted(set(user_ids)), pa.string())
+    batches = (located.batch for located in tables.events.batches())
+    kept = [b if wanted is None else b.filter(pc.is_in(b["user_id"], value_set=wanted)) for b in batches]
+    events = pa.Table.from_batches(kept, tables.events.schema)
+    users = tables.users.read() if tables.users else None
+    if users is not None and wanted is not None:
+        users = users.filter(pc.is_in(users["user_id"], value_set=wanted))
+    return UserEvents.of_table(events, users)
+
+
+def _answer(retriever: Retriever, events: UserEvents, requests: Sequence[Request]) -> list[Candidates]:
+    user_ids = list(dict.fromkeys(request.user_id for request in requests))
+    rows = {user_id: row for row, user_id in enumerate(user_ids)}
+    user = np.array([rows[request.user_id] for request in requests], np.int64)
+    return retriever.retrieve(requests, events.of_users(user_ids), user)
+
+
+def _requests(table: pa.Table, events: UserEvents, options: dict[str, Any]) -> list[Request]:
+    newest = last_time(events)
+    rows = table.to_pylist()
+    for row in rows:
+        row["time"] = newest if row.get("time") is None else row["time"]
+        row["context_embedding"] = None if row.get("context_embedding") is None else tuple(row["context_embedding"])
+    return [Request(**row, **options) for row in rows]
+
+
+def _read_requests(path: Path) -> pa.Table:
+    kinds = {
+        "user_id": pa.string(),
+        "time": TIMESTAMP,
+        "surface": pa.string(),
+        "context_item_id": pa.string(),
+        "context_embedding": pa.list_(pa.float32()),
+    }
+    try:
+        table = pq.read_table(path)
+        table = table.select([name for name in kinds if name in table.column_names])
+        table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
+    if "user_id" not in table.column_names or table["user_id"].null_count:
+        raise UserError(f"expected a column user_id without nulls in {path}, found {', '.join(table.column_names)}")
+    if "time" in table.column_names:
+        table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
+    return table
+
+
+def _rows(first_request: int, answers: Sequence[Candidates]) -> pa.Table:
+    lengths = [len(answer.item_ids) for answer in answers]
+    return pa.table(
+        {
+            "request": np.repeat(first_request + np.arange(len(answers)), lengths),
+            "user_id": [answer.user_id for answer in answers for _ in answer.item_ids],
+            "rank": np.concatenate([np.empty(0, np.int32), *(np.arange(n, dtype=np.int32) for n in lengths)]),
+            "item_id": [item for answer in answers for item in answer.item_ids],
+            "score": [score for answer in answers for score in answer.scores],
+            "advertiser_id": [advertiser for answer in answers for advertiser in answer.advertiser_ids],
+            "reasons": [list(reason) for answer in answers for reason in answer.reasons],
+        },
+        schema=OUTPUT_SCHEMA,
+    )
+
+
+def _print(candidates: Candidates, version: str) -> None:
+    table = Table("rank", "item", "score", "advertiser", "because of", title=f"{candidates.user_id} from {version}")
+    columns = (candidates.item_ids, candidates.scores, candidates.advertiser_ids, candidates.reasons)
+    for rank, (item, score, advertiser, reasons) in enumerate(zip(*columns, strict=True), start=1):
+        table.add_row(str(rank), item, f"{score:.4f}", advertiser, ", ".join(reasons) or "no history")
+    Console(markup=False).print(table)
+
+
+def _is_known(events: UserEvents, user_id: str) -> bool:
+    return events.users is not None and user_id in events.users["user_id"].to_pylist()
+
+
+def _check_options(k: int, advertiser_cap: int) -> None:
+    if not 1 <= k <= MAX_K:
+        raise UserError(f"expected k between 1 and {MAX_K}, found {k}")
+    if advertiser_cap < 0:
+        raise UserError(f"expected an advertiser cap of 0 (none) or more, found {advertiser_cap}")

@@ -1,0 +1,149 @@
+"""Candidates from a bundle: query features, the query tower, the index, filters, and a reason for each candidate."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.index.search import ItemIndex, read_index
+from conversion_retrieval.registry.bundle import Bundle, open_bundle
+from conversion_retrieval.serving.query_features import EncodedQueries, Positions, QueryFeatures
+from conversion_retrieval.serving.requests import Request, UserEvents
+from conversion_retrieval.training.load import LoadedModel, load_model
+
+MAX_REASONS: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The answer to one request, best first.
+
+    ``reasons[i]`` are the items of the user's history that lie closest to candidate i, closest first; empty without
+    history.
+    """
+
+    user_id: str
+    item_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    advertiser_ids: tuple[str, ...]
+    reasons: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retriever:
+    """A loaded bundle that answers requests; immutable, so safe to share between threads."""
+
+    version: str
+    model: LoadedModel
+    index: ItemIndex
+    features: QueryFeatures
+    item_vectors: NDArray[np.float32]
+    catalogue_rows: NDArray[np.int64]  # of each index row
+    index_rows: NDArray[np.int64]  # of each catalogue row, -1 where not indexed
+
+    @classmethod
+    def open(cls, bundle_dir: Path | str) -> "Retriever":
+        """Open a bundle, every byte verified; ``CorruptArtifactError`` names what does not fit."""
+        return cls.of_bundle(open_bundle(Path(bundle_dir)))
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> "Retriever":
+        """Load a verified bundle on the CPU."""
+        directory = bundle.directory
+        model = load_model(directory / "model", device="cpu")
+        index = read_index(directory / "index", digest=bundle.manifest.inputs["index"])
+        metadata = json.loads((directory / "features.json").read_text())
+        items = pq.read_table(directory / "items.parquet")
+        catalogue = FeatureDataset.of_catalogue(items, model.spec, metadata, directory)
+        positions = Positions.of(catalogue)
+        catalogue_rows = positions.rows(index.item_ids).astype(np.int64)
+        if len(catalogue_rows) and catalogue_rows.min() < 0:
+            unknown = index.item_ids[int(np.argmin(catalogue_rows))]
+            raise CorruptArtifactError(f"expected indexed items in items.parquet, found {unknown} not in {directory}")
+        index_rows = np.full(len(items), -1, np.int64)
+        index_rows[catalogue_rows] = np.arange(len(catalogue_rows))
+        return cls(
+            version=bundle.version,
+            model=model,
+            index=index,
+            features=QueryFeatures(catalogue=catalogue, items=positions, config=model.config.features),
+            item_vectors=np.load(directory / "index" / "item_embeddings.npy", mmap_mode="r", allow_pickle=False),
+            catalogue_rows=catalogue_rows,
+            index_rows=index_rows,
+        )
+
+    def retrieve(self, requests: Sequence[Request], events: UserEvents, user: NDArray[np.int64]) -> list[Candidates]:
+        """Answer ``requests`` [B], whose users are rows ``user`` [B] of ``events``."""
+        if not requests:
+            return []
+        queries = self.features.encode(requests, events, user)
+        vectors = self.model.encode_arrays(self.features.catalogue, queries.arrays)
+        return [self._answer(request, queries, i, vectors[i : i + 1]) for i, request in enumerate(requests)]
+
+    def _answer(self, request: Request, queries: EncodedQueries, query: int, vector: NDArray[np.float32]) -> Candidates:
+        history = queries.history_items(query)
+        seen = history if request.exclude_seen else history[:0]
+        rows, scores = self._search(vector, request, seen)
+        catalogue = self.features.catalogue
+        taken = pa.array(self.catalogue_rows[rows])
+        return Candidates(
+            user_id=request.user_id,
+            item_ids=tuple(catalogue.item_ids.take(taken).to_pylist()),
+            scores=tuple(scores.tolist()),
+            advertiser_ids=tuple(map(str, catalogue.item_table["advertiser_id"].take(taken).to_pylist())),
+            reasons=self._reasons(rows, history),
+        )
+
+    def _search(
+        self, vector: NDArray[np.float32], request: Request, seen: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Index rows and scores of the best ``k`` that pass the filters; asks for more until they are enough."""
+        wanted = min(request.k + len(seen), len(self.index))
+        while True:
+            scores, rows = (found[0] for found in self.index.search(vector, max(wanted, 1)))
+            keep = self._allowed(rows, request, seen)
+            if keep.sum() >= request.k or wanted >= len(self.index) or (rows < 0).any():
+                return rows[keep][: request.k], scores[keep][: request.k]
+            wanted = min(wanted * 4, len(self.index))
+
+    def _allowed(self, rows: NDArray[np.int64], request: Request, seen: NDArray[np.int64]) -> NDArray[np.bool_]:
+        catalogue_rows = np.where(rows >= 0, self.catalogue_rows[rows], -1)
+        keep = (rows >= 0) & ~np.isin(catalogue_rows, seen)
+        if request.advertiser_cap:
+            allowed = np.flatnonzero(keep)
+            advertisers = self.features.catalogue.item_advertiser[catalogue_rows[allowed]]
+            keep[allowed[_occurrence(advertisers) >= request.advertiser_cap]] = False
+        return keep
+
+    def _reasons(self, rows: NDArray[np.int64], history: NDArray[np.int64]) -> tuple[tuple[str, ...], ...]:
+        """The history items with the largest cosine to each candidate."""
+        history = history[self.index_rows[history] >= 0][: self.model.spec.history_length]
+        if len(history) == 0 or len(rows) == 0:
+            return ((),) * len(rows)
+        similarity = _unit(self.item_vectors[rows]) @ _unit(self.item_vectors[self.index_rows[history]]).T
+        closest = np.argsort(-similarity, axis=1, kind="stable")[:, :MAX_REASONS]
+        ids = np.array(self.features.catalogue.item_ids.take(pa.array(history)).to_pylist(), object)
+        return tuple(tuple(row) for row in ids[closest])
+
+
+def _occurrence(values: NDArray[np.int32]) -> NDArray[np.int64]:
+    """How many equal values come before each one."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(values) else np.empty(0, np.int64)
+    result = np.empty(len(values), np.int64)
+    result[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
+    return result
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
