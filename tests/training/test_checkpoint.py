@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.training.checkpoint import Checkpoint, Checkpoints, Position
+
+
+def checkpoint(step: int) -> Checkpoint:
+    curve = [{"step": step, "epoch": 0, "split": "train", "metric": "loss", "value": 0.1}]
+    return Checkpoint(
+        position=Position(step=step, curve=curve),
+        tensors={"model/w": torch.full((2,), float(step)), "best/w": torch.ones(1)},
+    )
+
+
+def store(directory, fingerprint="run", keep=2) -> Checkpoints:
+    return Checkpoints(directory=directory, fingerprint=fingerprint, keep=keep)
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    store(tmp_path).save(checkpoint(3))
+    found = store(tmp_path).latest()
+    assert found.position == checkpoint(3).position
+    assert found.group("model")["w"].tolist() == [3.0, 3.0]
+    assert set(found.group("best")) == {"w"}
+
+
+def test_only_the_newest_are_kept_each_under_an_id_of_its_own(tmp_path):
+    checkpoints = store(tmp_path)
+    for step in (2, 9, 10, 10):
+        checkpoints.save(checkpoint(step))
+    names = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir())
+    assert names == ["step-000000010", "step-000000010"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    checkpoints = store(tmp_path)
+    checkpoints.save(checkpoint(1))
+    newest = checkpoints.save(checkpoint(2))
+    with (newest / "tensors.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    assert checkpoints.latest().position.step == 1
+    assert "checkpoint passed over: expected digest" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path):
+    path = store(tmp_path).save(checkpoint(1))
+    (path / "manifest.json").unlink()
+    assert store(tmp_path).latest() is None
+
+
+def test_another_runs_checkpoints_are_refused(tmp_path):
+    store(tmp_path).save(checkpoint(1))
+    with pytest.raises(UserError, match="expected a checkpoint of this configuration and data"):
+        store(tmp_path, fingerprint="other").latest()
+
+
+def test_an_empty_directory_has_no_checkpoint(tmp_path):
+    assert store(tmp_path / "none").latest() is None

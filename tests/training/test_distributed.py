@@ -1,0 +1,71 @@
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from conversion_retrieval.training.distributed import gather_rows, sum_gradients
+from conversion_retrieval.training.examples import batch_order
+from conversion_retrieval.training.shard import Shard
+from conversion_retrieval.training.stage import make_trainer
+from tests.training.runs import small_config
+from tests.training.separable import separable_world
+
+SOFTMAXES = {"full": {}, "sampled": {}, "sampled_by_positive": {"mask_same_user_positives": False}}
+
+
+def gradients(softmax: str, shard: Shard) -> dict[str, torch.Tensor]:
+    """This process's share of the gradients of the first batch, without dropout."""
+    losses = {"softmax": softmax.split("_")[0], **SOFTMAXES[softmax]}
+    config = small_config(losses=losses, model={"history": {"dropout": 0.0}})
+    world = separable_world(num_users=60)
+    trainer = make_trainer(world, config, shard=shard)
+    snapshot, rows = batch_order(trainer.builder.examples, 37, seed=0, epoch=0)[0]
+    batch = trainer.builder.build(snapshot, rows, epoch=0, index=0)
+    trainer.learner.losses(batch).total.backward()
+    parameters = trainer.learner.optimizer.parameters
+    sum_gradients(parameters.values())
+    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+def in_process(rank: int, world_size: int, directory: str) -> None:
+    """Everything that two processes are tested on, in one start of both."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{directory}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    try:
+        shard = Shard(rank=rank, world_size=world_size)
+        check_gather(shard)
+        torch.save({softmax: gradients(softmax, shard) for softmax in SOFTMAXES}, f"{directory}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def check_gather(shard: Shard) -> None:
+    """Five rows of two processes: each row's gradient is the sum of what both processes ask of it."""
+    part = torch.arange(5.0)[shard.slice(5)].unsqueeze(1).requires_grad_()
+    rows = gather_rows(part, shard, 5)
+    assert rows.flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    (rows.flatten() * torch.arange(5.0) * (shard.rank + 1)).sum().backward()
+    assert part.grad.flatten().tolist() == (3 * torch.arange(5.0))[shard.slice(5)].tolist()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """The gradients that each of two processes ended up with, after the gather was checked in them."""
+    directory = tmp_path_factory.mktemp("processes")
+    mp.spawn(in_process, args=(2, str(directory)), nprocs=2)
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("softmax", SOFTMAXES)
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(processes, softmax: str) -> None:
+    for name, gradient in gradients(softmax, Shard()).items():
+        for found in processes:
+            torch.testing.assert_close(found[softmax][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_shards_cover_everything_once() -> None:
+    for count in (0, 1, 7, 8):
+        parts = [range(count)[Shard(rank=r, world_size=3).slice(count)] for r in range(3)]
+        assert [i for part in parts for i in part] == list(range(count))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
