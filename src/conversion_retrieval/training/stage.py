@@ -181,7 +181,7 @@ def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
         "queries_per_second": round(position.queries / max(seconds, 1e-9), 1),
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "embedding_dim": learner.model.output_dim,
-        "temperature": float(learner.objective.temperature()),
+        "temperature": float(learner.objective.temperature().detach()),
         "softmax": "full" if trainer.builder.full else "sampled",
         "precision": "bf16" if learner.bf16 else "fp32",
         "device": learner.device.type,

@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.contracts import open_artifact, read_manifest, write_manifest
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.features.build import build_features
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.model.inputs import QueryInputs
+from conversion_retrieval.training.load import load_model
+from conversion_retrieval.training.stage import train
+from tests.features.tables import write_snapshot
+from tests.training.runs import small_config
+from tests.worlds import tiny_world
+
+
+def config(**training: object) -> PipelineConfig:
+    return small_config(
+        training={"max_epochs": 2, "batch_size": 256, **training},
+        split={"validation_days": 6, "test_days": 6},
+        features={"history_length": 16},
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Features and spec of a small synthetic world."""
+    directory = tmp_path_factory.mktemp("world")
+    data = tiny_world(directory / "data")
+    tables = {name: pq.read_table(next(data.glob(f"{name}*"))) for name in ("events", "items", "users")}
+    snapshot_dir = write_snapshot(directory / "snapshot", tables["events"], tables["items"], tables["users"])
+    dirs = {"features_dir": directory / "features", "spec_dir": directory / "spec"}
+    build_features(snapshot_dir=snapshot_dir, config=config(), **dirs)
+    return dirs
+
+
+@pytest.fixture(scope="module")
+def trained(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two epochs, with checkpoints and logs beside it."""
+    directory = tmp_path_factory.mktemp("trained")
+    train(
+        **built,
+        model_dir=directory / "model",
+        config=config(),
+        checkpoint_dir=directory / "checkpoints",
+        log_dir=directory / "logs",
+    )
+    return directory
+
+
+def test_the_artifact_holds_what_the_contract_lists(trained, built):
+    manifest = open_artifact(trained / "model", kind="model")
+    assert {name.partition("/")[0] for name in manifest.files} == {
+        "weights.safetensors",
+        "config.json",
+        "spec",
+        "training_curve.parquet",
+        "metrics.json",
+    }
+    assert manifest.inputs == {
+        "features": read_manifest(built["features_dir"], kind="features").digest,
+        "spec": read_manifest(built["spec_dir"], kind="spec").digest,
+    }
+    curve = pq.read_table(trained / "model" / "training_curve.parquet").to_pandas()
+    assert {"train", "validation"} == set(curve["split"])
+    assert list((trained / "logs").glob("events.out.tfevents.*"))
+
+
+def test_returned_recall_is_the_best_of_the_curve(trained):
+    metrics = json.loads((trained / "model" / "metrics.json").read_text())
+    curve = pq.read_table(trained / "model" / "training_curve.parquet").to_pandas()
+    values = curve[(curve["split"] == "validation") & (curve["metric"] == metrics["metric"])]["value"]
+    assert metrics["best_value"] == values.max() > 0
+
+
+def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path):
+    before = sorted((trained / "checkpoints").iterdir())
+    train(**built, model_dir=tmp_path / "model", config=config(), checkpoint_dir=trained / "checkpoints")
+    assert sorted((trained / "checkpoints").iterdir()) == before
+    weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_checkpoints_of_another_configuration_are_refused(trained, built, tmp_path):
+    with pytest.raises(UserError, match="give another checkpoint directory"):
+        train(
+            **built,
+            model_dir=tmp_path / "model",
+            config=config(learning_rate=0.5),
+            checkpoint_dir=trained / "checkpoints",
+        )
+
+
+def test_loading_twice_gives_the_same_vectors_whatever_the_blocks(trained, built):
+    dataset = FeatureDataset.open(built["features_dir"], FeatureSpec.load(trained / "model" / "spec"))
+    split = dataset.split("test")
+    rows = np.arange(len(split))
+    one, other = load_model(trained / "model"), load_model(trained / "model")
+    vectors = one.encode_queries(dataset, split, rows)
+    assert vectors.shape == (len(split), one.embedding_dim)
+    np.testing.assert_array_equal(vectors, other.encode_queries(dataset, split, rows))
+    in_pieces = np.concatenate([other.encode_queries(dataset, split, rows[i : i + 7]) for i in range(0, len(rows), 7)])
+    np.testing.assert_allclose(vectors, in_pieces, atol=1e-5)
+    items = one.encode_items(dataset, 0)
+    assert items.shape == (dataset.num_items, one.embedding_dim)
+    np.testing.assert_array_equal(items, other.encode_items(dataset, 0))
+
+
+def test_vectors_are_those_of_the_model_in_memory(trained, built):
+    loaded = load_model(trained / "model")
+    dataset = FeatureDataset.open(built["features_dir"], loaded.spec)
+    arrays = dataset.query_arrays(dataset.split("test"), np.arange(5))
+    catalogue = loaded.catalogue(dataset)
+    inputs = QueryInputs.of(arrays, dataset.num_items, torch.device("cpu"))
+    expected = loaded.model.encode_queries(inputs, catalogue.history).detach().numpy()
+    np.testing.assert_array_equal(loaded.encode_queries(dataset, dataset.split("test"), np.arange(5)), expected)
+
+
+def test_cold_items_differ_by_their_content_though_their_ids_are_unknown(trained, built):
+    loaded = load_model(trained / "model")
+    dataset = FeatureDataset.open(built["features_dir"], loaded.spec)
+    vectors = loaded.encode_items(dataset, -1)
+    cold = np.flatnonzero(dataset.items.id_code == 0)
+    assert np.isfinite(vectors).all()
+    assert len(np.unique(vectors[cold].round(5), axis=0)) > len(cold) // 2
+
+
+def test_weights_of_another_shape_are_refused_in_one_line(trained, tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for path in (p for p in (trained / "model").rglob("*") if p.is_file() and p.name != "manifest.json"):
+        target = directory / path.relative_to(trained / "model")
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes().replace(b'"embedding_dim": 16', b'"embedding_dim": 32'))
+    write_manifest(directory, kind="model")
+    with pytest.raises(CorruptArtifactError, match="expected weights of the configured model at"):
+        load_model(directory)
+
+
+def test_a_model_of_a_newer_schema_is_refused_by_version(trained, tmp_path):
+    directory = tmp_path / "model"
+    directory.mkdir()
+    manifest = json.loads((trained / "model" / "manifest.json").read_text()) | {"schema_version": 99}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptArtifactError, match="expected model schema version 1, found 99"):
+        load_model(directory)
