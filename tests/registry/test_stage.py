@@ -1,4 +1,4 @@
-"""The gate and promote stages on files. Oracle: verdicts and figures known from hand-made ranks; the registry's bytes."""
+"""The gate and promote stages on files. Oracle: figures known from hand-made ranks; the bytes of the registry."""
 
 import json
 import shutil
@@ -14,7 +14,6 @@ from conversion_retrieval.registry.registry import LostRaceError, Registry
 from conversion_retrieval.registry.stage import gate, promote
 from tests.registry.artifacts import PIPELINE_CONFIG, gate_config, make_decision, make_run
 from tests.registry.gate_worlds import recalled
-
 
 DRAW_PAGE = stage._write_page
 

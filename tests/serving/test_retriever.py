@@ -1,0 +1,227 @@
+"""Candidates from a trained bundle. Oracle: the dataset reader's query arrays, a brute-force ranking of all items."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.features.dataset import FeatureDataset, Split
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving.commands import read_user_events, retrieve_requests, retrieve_user
+from conversion_retrieval.serving.requests import Request, UserEvents, inline_events
+from conversion_retrieval.serving.retriever import Retriever
+from conversion_retrieval.tables import read_tables
+from tests.serving.conftest import Run
+
+
+@pytest.fixture(scope="module")
+def events(run: Run) -> UserEvents:
+    return read_user_events(read_tables(run.data_dir))
+
+
+@pytest.fixture(scope="module")
+def dataset(run: Run) -> FeatureDataset:
+    return FeatureDataset.open(run.directory("features"), FeatureSpec.load(run.directory("spec")))
+
+
+def requests_of(dataset: FeatureDataset, split: Split, rows: np.ndarray, **options: object) -> list[Request]:
+    """The split's queries as a caller would ask them."""
+    surfaces = [None, *dataset.spec.surfaces]
+    items = dataset.item_ids.to_pylist()
+    return [
+        Request(
+            user_id=dataset.user_ids[int(split.user[row])].as_py(),
+            time=int(split.time[row]),
+            surface=surfaces[split.surface[row]],
+            context_item_id=None if split.context_item[row] < 0 else items[split.context_item[row]],
+            context_embedding=None
+            if split.context_embedding[row] < 0
+            else tuple(split.context_embeddings[split.context_embedding[row]].tolist()),
+            **options,
+        )
+        for row in rows
+    ]
+
+
+def ask(retriever: Retriever, events: UserEvents, requests: list[Request]):
+    chosen = events.of_users([request.user_id for request in requests])
+    return retriever.retrieve(requests, chosen, np.arange(len(requests)))
+
+
+def some_rows(split: Split) -> np.ndarray:
+    return np.linspace(0, len(split) - 1, 40).astype(int)
+
+
+def test_served_features_equal_those_of_training_for_every_test_query(
+    retriever: Retriever, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    split = dataset.split("test")
+    rows = np.arange(len(split))
+    requests = requests_of(dataset, split, rows)
+    chosen = events.of_users([request.user_id for request in requests])
+    served = retriever.features.encode(requests, chosen, rows).arrays
+    trained = dataset.query_arrays(split, rows)
+    for field in dataclasses.fields(trained):
+        if field.name == "users":
+            continue
+        np.testing.assert_allclose(getattr(served, field.name), getattr(trained, field.name), err_msg=field.name)
+    for name in ("categorical", "numeric"):
+        np.testing.assert_array_equal(getattr(served.users, name), getattr(trained.users, name))
+    assert all(np.array_equal(served.users.embeddings[n], v) for n, v in trained.users.embeddings.items())
+
+
+def test_candidates_are_the_best_of_all_items_by_dot_product(
+    retriever: Retriever, run: Run, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    split = dataset.split("test")
+    rows = some_rows(split)
+    vectors = retriever.model.encode_queries(dataset, split, rows)
+    item_vectors = np.load(run.directory("index") / "item_embeddings.npy")
+    ids = pq.read_table(run.directory("index") / "item_ids.parquet")["item_id"].to_numpy()
+    for vector, answer in zip(vectors, ask(retriever, events, requests_of(dataset, split, rows, k=10)), strict=True):
+        scores = item_vectors @ vector
+        np.testing.assert_allclose(answer.scores, np.sort(scores)[::-1][:10], atol=1e-5)
+        np.testing.assert_allclose(
+            [scores[np.flatnonzero(ids == i)[0]] for i in answer.item_ids], answer.scores, atol=1e-5
+        )
+
+
+def history_of(events: UserEvents, request: Request) -> set[str]:
+    table = events.of_users([request.user_id]).table.to_pylist()
+    kinds = ("click", "save", "add_to_cart", "checkout")
+    return {e["item_id"] for e in table if e["event_type"] in kinds and known_at(e) < request.time}
+
+
+def known_at(event: dict) -> int:
+    times = [t for t in (event["event_time"], event["reported_time"]) if t is not None]
+    return max(pa.scalar(t, pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py() for t in times)
+
+
+def test_excluding_seen_items_leaves_the_rest_in_order(
+    retriever: Retriever, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    split = dataset.split("test")
+    rows = some_rows(split)
+    requests = requests_of(dataset, split, rows, k=20, exclude_seen=True)
+    everything = ask(retriever, events, [dataclasses.replace(r, k=1000, exclude_seen=False) for r in requests])
+    for request, answer, all_items in zip(requests, ask(retriever, events, requests), everything, strict=True):
+        seen = history_of(events, request)
+        assert answer.item_ids == tuple(i for i in all_items.item_ids if i not in seen)[:20]
+
+
+def test_advertiser_cap_keeps_the_best_of_each_advertiser(
+    retriever: Retriever, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    split = dataset.split("test")
+    requests = requests_of(dataset, split, some_rows(split), k=25, advertiser_cap=2)
+    everything = ask(retriever, events, [dataclasses.replace(r, k=1000, advertiser_cap=0) for r in requests])
+    for answer, all_items in zip(ask(retriever, events, requests), everything, strict=True):
+        taken: dict[str, int] = {}
+        expected = []
+        for item, advertiser in zip(all_items.item_ids, all_items.advertiser_ids, strict=True):
+            taken[advertiser] = taken.get(advertiser, 0) + 1
+            if taken[advertiser] <= 2:
+                expected.append(item)
+        assert answer.item_ids == tuple(expected[:25])
+
+
+def test_reasons_are_the_history_items_with_the_largest_cosine(
+    retriever: Retriever, run: Run, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    split = dataset.split("test")
+    request = next(
+        r for r in requests_of(dataset, split, some_rows(split), k=5) if 2 <= len(history_of(events, r)) <= 16
+    )
+    (answer,) = ask(retriever, events, [request])
+    vectors = np.load(run.directory("index") / "item_embeddings.npy")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = pq.read_table(run.directory("index") / "item_ids.parquet")["item_id"].to_pylist()
+    history = sorted(history_of(events, request) & set(ids))
+    for item, reasons in zip(answer.item_ids, answer.reasons, strict=True):
+        cosine = {h: float(vectors[ids.index(h)] @ vectors[ids.index(item)]) for h in history}
+        best = sorted(cosine.values(), reverse=True)[:3]
+        assert [cosine[reason] for reason in reasons] == pytest.approx(best, abs=1e-5)
+
+
+def test_events_at_or_after_the_request_change_nothing(retriever: Retriever) -> None:
+    item, later = (retriever.index.item_ids[i].as_py() for i in (3, 5))
+    past = {"item_id": item, "event_type": "click", "event_time": 10}
+    future = [{"item_id": later, "event_type": "checkout", "event_time": t} for t in (100, 101)]
+    late = {"item_id": later, "event_type": "checkout", "event_time": 20, "reported_time": 100}
+    request = Request(user_id="u", time=100, k=10)
+    alone, all_, unreported = (
+        retriever.retrieve([request], inline_events([history]), np.zeros(1, np.int64))
+        for history in ([past], [past, *future], [past, late])
+    )
+    assert alone == all_ == unreported
+
+
+def test_order_of_inline_events_and_company_in_a_batch_do_not_matter(retriever: Retriever) -> None:
+    ids = retriever.index.item_ids.to_pylist()
+    history = [{"item_id": ids[i], "event_type": "click", "event_time": i * 1000} for i in range(8)]
+    request = Request(user_id="u", time=10**9, k=10)
+    (alone,) = retriever.retrieve([request], inline_events([history]), np.zeros(1, np.int64))
+    reversed_, _ = retriever.retrieve([request] * 2, inline_events([history[::-1], history[:2]]), np.arange(2))
+    assert reversed_.item_ids == alone.item_ids
+    np.testing.assert_allclose(reversed_.scores, alone.scores, atol=1e-6)
+
+
+def test_user_without_history_and_unknown_items_still_gets_candidates(retriever: Retriever) -> None:
+    strange = [{"item_id": "never seen", "event_type": "click", "event_time": 1}]
+    request = Request(user_id="new", time=10, surface="no such surface", context_item_id="neither", k=7)
+    for history in ([], strange):
+        (answer,) = retriever.retrieve([request], inline_events([history]), np.zeros(1, np.int64))
+        assert len(set(answer.item_ids)) == 7
+        assert answer.reasons == ((),) * 7
+
+
+def test_asking_for_more_than_there_is_gives_everything_once(retriever: Retriever) -> None:
+    request = Request(user_id="u", time=10, k=1000)
+    (answer,) = retriever.retrieve([request], inline_events([[]]), np.zeros(1, np.int64))
+    assert sorted(answer.item_ids) == sorted(retriever.index.item_ids.to_pylist())
+
+
+def test_repeated_event_ids_count_once(events: UserEvents) -> None:
+    doubled = pa.concat_tables([events.table, events.table])
+    assert UserEvents.of_table(doubled).table.equals(events.table)
+
+
+def test_retrieve_user_and_retrieve_requests_agree(
+    registry: Registry, run: Run, events: UserEvents, tmp_path: Path
+) -> None:
+    users = list(events.user_ids[:3])
+    single = retrieve_user(registry.uri, str(run.data_dir), users[1], surface="search", k=9)
+    pq.write_table(pa.table({"user_id": users, "surface": ["search"] * 3}), tmp_path / "requests.parquet")
+    output = retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None, k=9)
+    table = pq.read_table(output).to_pandas()
+    assert list(table["request"]) == [0] * 9 + [1] * 9 + [2] * 9
+    assert len(table) == 27
+
+
+def test_retrieving_for_an_unknown_user_is_one_line(registry: Registry, run: Run) -> None:
+    with pytest.raises(UserError, match="found no events of 'nobody'"):
+        retrieve_user(registry.uri, str(run.data_dir), "nobody")
+
+
+@pytest.mark.parametrize("columns", [{}, {"user": ["a"]}, {"user_id": ["a", None]}, {"user_id": ["a"], "time": ["x"]}])
+def test_requests_of_the_wrong_shape_are_one_line(
+    registry: Registry, run: Run, tmp_path: Path, columns: dict[str, list]
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "requests.parquet")
+    with pytest.raises(UserError, match=r"requests\.parquet"):
+        retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None)
+
+
+def test_altered_bundle_is_not_served(run: Run, tmp_path: Path) -> None:
+    from conversion_retrieval.registry.decision import ChampionState
+
+    bundle_dir, _ = run.bundle(tmp_path, ChampionState(status="absent"))
+    with (bundle_dir / "items.parquet").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptArtifactError, match=r"items\.parquet"):
+        Retriever.open(bundle_dir)
