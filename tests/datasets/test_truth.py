@@ -1,5 +1,6 @@
 """The stored truth against what happened, and the oracle's ranking against slow versions."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,15 @@ def test_taste_turns_by_the_users_drift_over_the_whole_time(world: TrueWorld) ->
     factors = world.world.query_factors(TINY, users, times, home, np.zeros((2, TINY.taste_dim)))
     start, end = factors[:, : TINY.taste_dim]
     assert start @ end == pytest.approx(np.cos(world.world.user_drift[5]))
+
+
+def test_recorded_share_counts_the_cart_or_else_the_checkout(world: TrueWorld) -> None:
+    """By hand: half of the carts are reported; of the others half go on to a checkout, of which half are reported."""
+    half = np.full(1, 0.5)
+    changed = dataclasses.replace(
+        world.world, item_reporting_rate=half, item_wrong_rate=np.zeros(1), item_checkout_rate=half
+    )
+    assert changed.recorded_share().tolist() == [0.5 + 0.5 * 0.5 * 0.5]
 
 
 def test_users_of_another_world_are_refused_by_name(world: TrueWorld) -> None:
