@@ -16,9 +16,8 @@ def build_features(
     """Attribute conversions, split by time, and compute every feature as of its query's time."""
     from pathlib import Path
 
-    from conversion_retrieval.features.build import build_features as stage
-
     from conversion_retrieval.config import stage_config
+    from conversion_retrieval.features.build import build_features as stage
 
     stage(
         snapshot_dir=Path(snapshot.path),

@@ -16,9 +16,8 @@ def build_index(
     """Embed the catalogue, choose and tune the index; its recall against exact search."""
     from pathlib import Path
 
-    from conversion_retrieval.index.stage import build_index as stage
-
     from conversion_retrieval.config import stage_config
+    from conversion_retrieval.index.stage import build_index as stage
 
     return stage(
         features_dir=Path(features.path),

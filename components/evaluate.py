@@ -19,9 +19,8 @@ def evaluate(
     """Rank every test positive in the whole catalogue; the candidate's conversion recall at the gate's k."""
     from pathlib import Path
 
-    from conversion_retrieval.evaluation.stage import evaluate as stage
-
     from conversion_retrieval.config import stage_config
+    from conversion_retrieval.evaluation.stage import evaluate as stage
 
     config = stage_config(config_json)
     recall = stage(

@@ -22,10 +22,9 @@ def validate_data(
     """
     from pathlib import Path
 
-    from conversion_retrieval.validation.stage import validate_data as stage
-
     from conversion_retrieval import notification
     from conversion_retrieval.config import stage_config
+    from conversion_retrieval.validation.stage import validate_data as stage
 
     verdict = stage(
         data_uri=data_uri,
@@ -35,5 +34,7 @@ def validate_data(
         config=stage_config(config_json, as_of=as_of),
         champion_uri=registry_uri,
     )
-    notification.record_outcome(registry_uri, run_id, verdict=verdict, report_uri=page.uri)
+    notification.record_outcome(
+        registry_uri, run_id, verdict=verdict, report_uri=page.uri, report_dir=Path(report.path)
+    )
     return verdict

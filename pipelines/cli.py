@@ -102,7 +102,7 @@ def run(
     ] = False,
     notification_url: Annotated[str, typer.Option(help="Webhook told how the run ended.")] = "",
 ) -> None:
-    """Run the compiled pipeline here; exit code 0 when it completes, whatever the verdict."""
+    """Run the compiled pipeline here; exit code 0 when it reaches a verdict, whichever it is."""
     from rich.console import Console
 
     from pipelines import local, summary
@@ -121,6 +121,8 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     summary.show(result, Console(highlight=False))
+    if result.verdict == summary.INVALID:
+        raise UserError(f"the data is not fit to train on: {result.reason}")
 
 
 @app.command()

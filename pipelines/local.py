@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -66,9 +67,11 @@ def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path)
         pipeline_root=str(output_dir),
         workspace_root=str(output_dir / "workspace"),
     )
-    with contextlib.closing(StageView(log_path, total=len(STAGE_RESOURCES))) as view:
+    with contextlib.closing(StageView(log_path, stages=tuple(STAGE_RESOURCES))) as view:
         try:
-            with _environment(), contextlib.redirect_stdout(view):
+            with _environment(), contextlib.redirect_stdout(view), warnings.catch_warnings():
+                # kfp.local warns of every request and limit that a process on this machine does not have.
+                warnings.simplefilter("ignore")
                 pipeline(**arguments)
         except RuntimeError as error:
             _raise_failure(view, log_path, error)

@@ -7,6 +7,7 @@ that stream, keeps all of it in a file, and shows the part that says something.
 import io
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Optional
 
@@ -16,26 +17,27 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 STARTED: Final = re.compile(r"INFO - Executing task '([\w-]+)'")
 FINISHED: Final = re.compile(r"Task '([\w-]+)' finished with status (SUCCESS|FAILURE)")
-SKIPPED: Final = re.compile(r"Skipping conditional task (condition-[\w-]+)")
 # The lines of ``conversion_retrieval.progress``: "train: 1,200/5,000 steps, 80/s, 47 s left loss 3.21".
 PROGRESS: Final = re.compile(r"(?P<what>[^:]+): (?P<done>[\d,]+)/(?P<total>[\d,]+) \S+, [\d,]+/s.*")
 EXCEPTION: Final = re.compile(r"^(?:[\w.]+\.)?(?P<type>[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): (?P<text>.+)$")
 USER_ERRORS: Final = re.compile(r"conversion_retrieval\.(?:errors|storage)\.\w+: ")
-NOISE: Final = re.compile(r"\[KFP Executor|\d\d:\d\d:\d\d\.\d{3} - |-{20,}$|\s*$|.*Warning: |\s+warnings\.warn")
+NOISE: Final = re.compile(r"\[KFP Executor|ModuleNotFoundError\(|\s*$|.*Warning: |\s+warnings\.warn")
+# kfp's executor prints its whole input as JSON, from a brace to a brace on lines of their own.
+JSON_STARTS, JSON_ENDS = "{", "}"
 INDENT: Final = "    "
 
 
 class StageView(io.TextIOBase):
-    """A text stream that shows stages as they run; ``total`` is how many the pipeline has."""
+    """A text stream that shows stages as they run; ``stages`` are the pipeline's, in order."""
 
-    def __init__(self, log_path: Path, *, total: int, console: Optional[Console] = None) -> None:
+    def __init__(self, log_path: Path, *, stages: Sequence[str], console: Optional[Console] = None) -> None:
         self.failed_stage = ""
         self.failure = ""
         self.failure_is_users = False
         self._console = console or Console(stderr=True, highlight=False)
         self._log = log_path.open("w", encoding="utf-8")
-        self._total, self._number, self._started = total, 0, time.monotonic()
-        self._pending, self._in_traceback = "", False
+        self._stages, self._started = list(stages), time.monotonic()
+        self._pending, self._running, self._in_json, self._in_traceback = "", False, False, False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -63,16 +65,18 @@ class StageView(io.TextIOBase):
             self._start(started[1].replace("-", "_"))
         elif finished := FINISHED.search(line):
             self._finish(finished[1].replace("-", "_"), finished[2])
-        elif line.startswith(INDENT):
+        elif self._running and line.startswith(INDENT):
             self._stage_line(line.removeprefix(INDENT))
 
     def _start(self, stage: str) -> None:
-        self._number += 1
-        self._started, self._in_traceback = time.monotonic(), False
-        self._console.print(f"[bold]\\[{self._number}/{self._total}] {stage}[/bold]")
+        self._started = time.monotonic()
+        self._running, self._in_json, self._in_traceback = True, False, False
+        number = self._stages.index(stage) + 1
+        self._console.print(f"[{number}/{len(self._stages)}] {stage}", style="bold", markup=False)
 
     def _finish(self, stage: str, status: str) -> None:
         self._end_bar()
+        self._running = False
         if status == "FAILURE":
             self.failed_stage = self.failed_stage or stage
             self._console.print("      failed")
@@ -80,7 +84,9 @@ class StageView(io.TextIOBase):
             self._console.print(f"      done in {time.monotonic() - self._started:,.1f} s")
 
     def _stage_line(self, line: str) -> None:
-        if line.startswith("Traceback (most recent call last)"):
+        if self._in_json or line == JSON_STARTS:
+            self._in_json = line != JSON_ENDS
+        elif line.startswith("Traceback (most recent call last)"):
             self._in_traceback = True
         elif self._in_traceback:
             self._traceback_line(line)

@@ -1,5 +1,6 @@
 """What a person sees when a local run has ended: recall beside the baselines, the verdict and why, the report."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ from rich.table import Table
 from conversion_retrieval.evaluation.results import Measurement, Results, label_of
 from conversion_retrieval.registry.decision import Check, Decision, read_decision
 
+INVALID: Final = "invalid"
 KS: Final = (10, 100, 1000)
 MARKS: Final = {True: "passed", False: "FAILED", None: "undecided"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """How a completed run ended; ``verdict`` is "invalid" when the data stopped it before training."""
+    """How a run ended; ``verdict`` is ``INVALID`` when the data stopped it before training."""
 
     run_dir: Path
     verdict: str
+    reason: str
     report_path: Path
 
 
@@ -31,15 +34,16 @@ def summarize(run_dir: Path) -> RunSummary:
     page_path = run_dir / ("gate" if decided else "validate-data") / "page"
     report_path = run_dir / "report.html"
     shutil.copyfile(page_path, report_path)
-    verdict = read_decision(decision_dir).verdict if decided else "invalid"
-    return RunSummary(run_dir=run_dir, verdict=verdict, report_path=report_path)
+    if decided:
+        decision = read_decision(decision_dir)
+        return RunSummary(run_dir=run_dir, verdict=decision.verdict, reason=decision.reason, report_path=report_path)
+    report = json.loads((run_dir / "validate-data" / "report" / "validation.json").read_text())
+    return RunSummary(run_dir=run_dir, verdict=INVALID, reason=report["reason"], report_path=report_path)
 
 
 def show(summary: RunSummary, console: Console) -> None:
     """Print the recall table, the verdict with its reasons, and the report's path."""
-    if summary.verdict == "invalid":
-        _show_invalid(console)
-    else:
+    if summary.verdict != INVALID:
         console.print(recall_table(Results.read(summary.run_dir / "evaluate" / "evaluation")))
         _show_decision(read_decision(summary.run_dir / "gate" / "decision"), console)
     console.print(f"report: {summary.report_path}", soft_wrap=True)
@@ -79,7 +83,3 @@ def _check_line(check: Check) -> str:
     if check.value is None or check.threshold is None:
         return f"{check.name}: {check.detail}"
     return f"{check.name}: {check.value:.4g}, threshold {check.threshold:.4g}, n {check.n}"
-
-
-def _show_invalid(console: Console) -> None:
-    console.print("verdict: invalid data, nothing was trained", style="bold")

@@ -28,10 +28,21 @@ SUCCEEDED: Final = "SUCCEEDED"
 
 
 def record_outcome(
-    registry_uri: str, run_id: str, *, verdict: str, report_uri: str = "", decision_dir: Path | None = None
+    registry_uri: str,
+    run_id: str,
+    *,
+    verdict: str,
+    report_uri: str = "",
+    report_dir: Path | None = None,
+    decision_dir: Path | None = None,
 ) -> None:
-    """Keep what a run has come to so far; a later stage's record replaces an earlier one's."""
+    """Keep what a run has come to so far, with the reason that the report or the decision gives.
+
+    A later stage's record replaces an earlier one's.
+    """
     outcome: dict[str, Any] = {"verdict": verdict, "report": report_uri}
+    if report_dir is not None:
+        outcome["reason"] = json.loads((report_dir / "validation.json").read_text())["reason"]
     if decision_dir is not None:
         outcome |= _of_decision(decision_dir)
     content = json.dumps(outcome, indent=2, allow_nan=False).encode()
