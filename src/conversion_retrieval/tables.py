@@ -58,6 +58,11 @@ class TableReader:
         return pa.schema(canonical + sorted(extra, key=lambda f: f.name))
 
     @cached_property
+    def present(self) -> frozenset[str]:
+        """Columns that at least one file has; the others are null throughout."""
+        return frozenset(name for file in self.files for name in _file_schema(file, self.table).names)
+
+    @cached_property
     def num_rows(self) -> int | None:
         """Rows in all files, or None where only reading tells (CSV)."""
         if any(file.suffix == ".csv" for file in self.files):
@@ -191,10 +196,8 @@ def _check_extra(extra: pa.Field, schema: pa.Schema, file: Path) -> None:
         raise TableError(f"expected text, numbers or embeddings in column {extra.name} of {file}, found {extra.type}")
     if extra.name not in schema.names:
         raise TableError(f"expected the columns of the first part file in {file}, found {extra.name} as well")
-    if schema.field(extra.name).type != kind:
-        raise TableError(
-            f"expected {schema.field(extra.name).type} in column {extra.name} of {file} as in the first part, found {kind}"
-        )
+    if (first := schema.field(extra.name).type) != kind:
+        raise TableError(f"expected {first} as in the first part in column {extra.name} of {file}, found {kind}")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

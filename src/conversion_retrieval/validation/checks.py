@@ -103,7 +103,7 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
         severity="error",
         observed=kept,
         minimum=1,
-        count=kept,
+        count=0,
         rule="stop",
     )
 

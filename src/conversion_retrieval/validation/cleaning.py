@@ -115,13 +115,25 @@ def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> 
 def _load_events(database: duckdb.DuckDBPyConnection, reader: TableReader, latest: datetime) -> None:
     types = ", ".join(f"'{name}'" for name in EVENT_TYPES)
     nulls = " ".join(f"WHEN {name} IS NULL THEN 'null_{name}'" for name in REQUIRED)
-    bits = " + ".join(f"({1 << n} * coalesce({rule}, false)::INT)" for n, rule in enumerate(REPAIRS.values()))
-    repaired = ", ".join(_repaired(column, rules) for column, rules in REPAIRED_COLUMNS.items())
+    present = {column: rules for column, rules in REPAIRED_COLUMNS.items() if column in reader.present}
+    broken = {rule for rules in present.values() for rule in rules}
+    bits = " + ".join(
+        [
+            "0",
+            *(
+                f"({1 << n} * coalesce({REPAIRS[rule]}, false)::INT)"
+                for n, rule in enumerate(REPAIRS)
+                if rule in broken
+            ),
+        ]
+    )
+    repaired = ", ".join(_repaired(column, rules) for column, rules in present.items())
+    replaced = f"incoming.* REPLACE ({repaired})" if repaired else "incoming.*"
     database.register("incoming", _stream(reader))
     database.execute(
         f"""
         CREATE TABLE events AS
-        SELECT incoming.* REPLACE ({repaired}), ({bits})::UTINYINT AS repairs,
+        SELECT {replaced}, ({bits})::UTINYINT AS repairs,
             CASE {nulls} WHEN event_type NOT IN ({types}) THEN 'unknown_event_type'
                 WHEN event_time > ? THEN 'future_dated' WHEN known.key IS NULL THEN 'orphan_item' END AS drop_rule
         FROM incoming LEFT JOIN (SELECT item_id AS key FROM items) known ON incoming.item_id = known.key

@@ -5,9 +5,11 @@ column a check. Suites of items and users, and a user's own, see the rows themse
 """
 
 import difflib
+import functools
 import importlib
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -151,26 +153,37 @@ def _gallery() -> Any:
 
 def _validate(frame: pd.DataFrame, name: str, expectations: list[Any]) -> list[dict[str, Any]]:
     """Results in the order of ``expectations``."""
+    gx: Any = importlib.import_module("great_expectations")
+    asset = _data_source().add_dataframe_asset(f"{name} {uuid.uuid4().hex}")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    for position, expectation in enumerate(expectations):
+        expectation.meta = {"position": position}
+    suite = gx.ExpectationSuite(name=name, expectations=expectations)
+    found = [result.to_json_dict() for result in batch.validate(suite, result_format="BASIC").results]
+    for result in found:
+        info = result.get("exception_info") or {}
+        if info.get("raised_exception", any(isinstance(v, dict) and v.get("raised_exception") for v in info.values())):
+            kind = result["expectation_config"]["type"]
+            raise UserError(f"expected {kind} to run on {name}, found: {_first_line(info)}")
+    found.sort(key=lambda result: result["expectation_config"]["meta"]["position"])
+    return [{"success": bool(result["success"]), "result": result.get("result") or {}} for result in found]
+
+
+@functools.cache
+def _data_source() -> Any:
+    """The pandas source of an in-memory context that reports nothing to anyone and draws no bars."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     gx: Any = importlib.import_module("great_expectations")
-
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("frames").add_dataframe_asset(name)
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-    results = []
-    for expectation in expectations:
-        result = batch.validate(expectation, result_format="BASIC").to_json_dict()
-        info = result.get("exception_info") or {}
-        if info.get("raised_exception"):
-            raise UserError(f"expected {expectation.expectation_type} to run on {name}, found: {_first_line(info)}")
-        results.append({"success": bool(result["success"]), "result": result.get("result") or {}})
-    return results
+    return context.data_sources.add_pandas("frames")
 
 
 def _first_line(info: Mapping[str, Any]) -> str:
-    return (str(info.get("exception_message") or info).strip().splitlines() or ["an error"])[0]
+    causes = [info, *(value for value in info.values() if isinstance(value, dict))]
+    message = next((str(cause["exception_message"]) for cause in causes if cause.get("exception_message")), "an error")
+    return message.strip().splitlines()[0]
 
 
 def load_own(path: str) -> list[OwnExpectation]:

@@ -1,0 +1,171 @@
+"""Reading tables: what is accepted arrives in the canonical schema, what is not names file, column and row."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conversion_retrieval.schema import EVENTS, TIMESTAMP
+from conversion_retrieval.storage import open_store
+from conversion_retrieval.tables import TableError, read_tables
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def events(rows: int = 3, **columns: Any) -> pa.Table:
+    values = {
+        "event_id": [f"e{n}" for n in range(rows)],
+        "user_id": ["u"] * rows,
+        "item_id": ["i"] * rows,
+        "event_type": ["click"] * rows,
+        "event_time": pa.array([NOON] * rows, TIMESTAMP),
+    }
+    return pa.table({name: value for name, value in (values | columns).items() if value is not None})
+
+
+ITEMS = pa.table({"item_id": ["i"], "advertiser_id": ["a"]})
+
+
+def write(directory: Path, *parts: pa.Table, items: pa.Table = ITEMS) -> Path:
+    (directory / "events").mkdir(parents=True)
+    for number, part in enumerate(parts or (events(),)):
+        pq.write_table(part, directory / "events" / f"part-{number}.parquet")
+    pq.write_table(items, directory / "items.parquet")
+    return directory
+
+
+def write_csv(directory: Path, text: str) -> Path:
+    write(directory)
+    for path in (directory / "events").iterdir():
+        path.unlink()
+    (directory / "events").rmdir()
+    (directory / "events.csv").write_text(text)
+    return directory
+
+
+def test_part_files_arrive_in_order_with_their_row_numbers(tmp_path: Path) -> None:
+    tables = read_tables(write(tmp_path, events(2), events(3)))
+    located = [(part.file.name, part.first_row, part.batch.num_rows) for part in tables.events.batches()]
+    assert located == [("part-0.parquet", 0, 2), ("part-1.parquet", 0, 3)]
+    assert (tables.events.num_rows, tables.users) == (5, None)
+
+
+def test_accepted_types_become_canonical_ones(tmp_path: Path) -> None:
+    mixed = events(
+        user_id=pa.array([1, 2, 3], pa.int64()),
+        event_type=pa.array(["click"] * 3).dictionary_encode(),
+        event_time=pa.array([NOON] * 3, pa.timestamp("ns", "Europe/Berlin")),
+        value=pa.array([1, 2, 3], pa.int32()),
+        context_embedding=pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float64(), 2)),
+    )
+    table = read_tables(write(tmp_path, mixed)).events.read()
+    assert table.schema == pa.schema([(column.name, column.kind) for column in EVENTS.columns])
+    row = table.to_pylist()[0]
+    assert (row["user_id"], row["event_time"], row["value"], row["surface"]) == ("1", NOON, 1.0, None)
+    assert row["context_embedding"] == [1.0, 2.0]
+
+
+def test_csv_gives_the_same_rows_as_parquet(tmp_path: Path) -> None:
+    text = "event_id,user_id,item_id,event_type,event_time\n" + "".join(
+        f"e{n},u,i,click,2026-01-05T12:00:00Z\n" for n in range(3)
+    )
+    from_csv = read_tables(write_csv(tmp_path / "csv", text)).events.read()
+    assert from_csv.equals(read_tables(write(tmp_path / "parquet")).events.read())
+
+
+def test_leading_zeros_of_csv_ids_survive(tmp_path: Path) -> None:
+    text = "event_id,user_id,item_id,event_type,event_time\n007,01,i,click,2026-01-05T12:00:00Z\n"
+    assert read_tables(write_csv(tmp_path, text)).events.read()["user_id"].to_pylist() == ["01"]
+
+
+def test_bucket_gives_the_same_rows_as_its_directory(tmp_path: Path, gcs_bucket: str) -> None:
+    directory = write(tmp_path, events(2), events(3))
+    open_store(gcs_bucket).upload_directory(directory, "team/data")
+    assert read_tables(f"{gcs_bucket}/team/data").events.read().equals(read_tables(directory).events.read())
+    with pytest.raises(TableError, match="found no objects"):
+        read_tables(f"{gcs_bucket}/team/nothing")
+
+
+def test_whole_bucket_can_be_a_data_set(tmp_path: Path, gcs_bucket: str) -> None:
+    store = open_store(gcs_bucket)
+    for path in write(tmp_path).rglob("*.parquet"):
+        store.write(path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    assert read_tables(gcs_bucket).events.num_rows == 3
+
+
+def with_column(name: str, values: Any) -> list[pa.Table]:
+    return [events(), events(), events(**{name: values})]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (with_column("user_id", None), "expected column user_id (who) in {}/events/part-2.parquet, found none"),
+        (
+            with_column("user_id", [1.5] * 3),
+            "expected string in column user_id of {}/events/part-2.parquet, found double",
+        ),
+        (
+            with_column("event_time", pa.array([NOON.replace(tzinfo=None)] * 3, pa.timestamp("us"))),
+            "expected times with a time zone in column event_time of {}/events/part-2.parquet",
+        ),
+        (with_column("sureface", ["x"] * 3), "{}/events/part-2.parquet, found sureface: rename it to surface"),
+        (with_column("value", ["x"] * 3), "expected double in column value of {}/events/part-2.parquet, found string"),
+        ([events().slice(0, 0), events().slice(0, 0)], "expected rows in the events table, found none"),
+    ],
+)
+def test_one_bad_part_file_is_named_with_its_column(tmp_path: Path, parts: list[pa.Table], message: str) -> None:
+    with pytest.raises(TableError, match=re.escape(message.format(tmp_path))) as caught:
+        read_tables(write(tmp_path, *parts))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("e0,u,i,click,2026-01-05T12:00:00Z\ne1,u,i,cl", "Expected 5 columns, got 4"),
+        ("e0,u,i,click,2026-01-05T12:00:00Z\ne1,u,i,click,2026-01-05T12:00:00", "column event_time, row 3"),
+        ("e0,u,i,click,yesterday", "column event_time, row 2"),
+        ("", "expected rows in the events table"),
+    ],
+)
+def test_bad_csv_line_is_named(tmp_path: Path, lines: str, message: str) -> None:
+    header = "event_id,user_id,item_id,event_type,event_time\n"
+    with pytest.raises(TableError, match=message) as caught:
+        read_tables(write_csv(tmp_path, header + lines))
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path) / "events" / "part-0.parquet"
+    for content in (b"", b"no parquet at all", path.read_bytes()[:-20]):
+        path.write_bytes(content)
+        with pytest.raises(TableError, match=re.escape(str(path))):
+            read_tables(tmp_path)
+
+
+def test_missing_directory_and_table_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="expected a directory with the canonical tables"):
+        read_tables(tmp_path / "nothing")
+    (write(tmp_path) / "items.parquet").unlink()
+    with pytest.raises(TableError, match=r"expected items\.parquet, items/ or items\.csv"):
+        read_tables(tmp_path)
+
+
+def test_table_given_twice_is_refused(tmp_path: Path) -> None:
+    pq.write_table(events(), write(tmp_path) / "events.parquet")
+    with pytest.raises(TableError, match="expected one events table"):
+        read_tables(tmp_path)
+
+
+def test_extra_item_columns_must_agree_among_parts(tmp_path: Path) -> None:
+    (write(tmp_path) / "items.parquet").unlink()
+    (tmp_path / "items").mkdir()
+    pq.write_table(ITEMS.append_column("price", pa.array([1.0])), tmp_path / "items" / "a.parquet")
+    pq.write_table(ITEMS.append_column("price", pa.array(["1"])), tmp_path / "items" / "b.parquet")
+    with pytest.raises(TableError, match=r"expected double as in the first part in column price of .*b\.parquet"):
+        read_tables(tmp_path)

@@ -1,0 +1,310 @@
+"""Mutations of a clean world: each bad input has its count, its rule and its verdict."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.errors import UserError
+
+TOLERANT = ("validation.max_invalid_rate=1", "validation.max_duplicate_rate=1", "validation.max_orphan_rate=1")
+
+
+def test_clean_tables_are_valid_and_kept_whole(world: Any, validate: Callable) -> None:
+    outcome = validate(world.write())
+    assert outcome.verdict == "valid", outcome.report["reason"]
+    assert len(outcome.events) == len(world.events)
+    assert outcome.report["counts"] == {}
+    open_artifact(outcome.snapshot_dir, kind="snapshot")
+    open_artifact(outcome.report_dir, kind="report")
+
+
+def test_snapshot_is_sorted_and_parts_end_where_users_end(world: Any, validate: Callable) -> None:
+    outcome = validate(world.write(), "validation.rows_per_part=50")
+    parts = sorted((outcome.snapshot_dir / "events").iterdir())
+    users = [set(pq.read_table(part)["user_id"].to_pylist()) for part in parts]
+    assert len(parts) > 2
+    assert sum(map(len, users)) == len(set.union(*users))
+    keys = outcome.events[["user_id", "event_time", "event_id"]]
+    pd.testing.assert_frame_equal(keys, keys.sort_values(["user_id", "event_time", "event_id"], ignore_index=True))
+
+
+def test_shuffled_rows_and_other_part_files_change_no_byte(world: Any, validate: Callable, tmp_path: Path) -> None:
+    add_conflict(world)
+    world.items = pd.concat([world.items, world.items.assign(price=99.0).iloc[:2]])
+    first = validate(world.write(), *TOLERANT, name="first")
+    generator = np.random.default_rng(1)
+    world.events = world.events.iloc[generator.permutation(len(world.events))]
+    world.items = world.items.iloc[generator.permutation(len(world.items))]
+    world.users = world.users.iloc[::-1]
+    world.parts, world.directory = 5, tmp_path / "shuffled"
+    second = validate(world.write(), *TOLERANT, name="second")
+    assert first.snapshot_bytes == second.snapshot_bytes
+
+
+def test_part_size_changes_files_but_no_row(world: Any, validate: Callable) -> None:
+    small = validate(world.write(), "validation.rows_per_part=7", name="small")
+    large = validate(world.directory, name="large")
+    pd.testing.assert_frame_equal(small.events, large.events)
+
+
+def add_conflict(world: Any) -> None:
+    changed = world.events.iloc[[4]].assign(item_id="i9", user_id="u19")
+    world.events = pd.concat([world.events, changed], ignore_index=True)
+
+
+def duplicated(world: Any) -> None:
+    world.events = pd.concat([world.events, world.events.iloc[:2]], ignore_index=True)
+
+
+def conflicting(world: Any) -> None:
+    add_conflict(world)
+    world.events = pd.concat([world.events, world.events.iloc[[0]].assign(item_id="i8")], ignore_index=True)
+
+
+def future(world: Any) -> None:
+    world.events.loc[[3, 9], "event_time"] = datetime.now(UTC) + timedelta(days=30)
+
+
+def orphaned(world: Any) -> None:
+    world.events.loc[[0, 1], "item_id"] = "gone"
+
+
+def unknown_type(world: Any) -> None:
+    world.events.loc[[0, 3], "event_type"] = "hover"
+
+
+def without_user(world: Any) -> None:
+    world.events.loc[[0, 3], "user_id"] = None
+
+
+def without_time(world: Any) -> None:
+    world.events.loc[[0, 3], "event_time"] = pd.NaT
+
+
+@pytest.mark.parametrize(
+    ("mutate", "rule"),
+    [
+        (duplicated, "exact_duplicate"),
+        (conflicting, "conflicting_duplicate"),
+        (future, "future_dated"),
+        (orphaned, "orphan_item"),
+        (unknown_type, "unknown_event_type"),
+        (without_user, "null_user_id"),
+        (without_time, "null_event_time"),
+    ],
+)
+def test_bad_rows_are_counted_dropped_and_beyond_the_limit_stop(
+    world: Any, validate: Callable, mutate: Callable, rule: str
+) -> None:
+    mutate(world)
+    tolerant = validate(world.write(), *TOLERANT, name="tolerant")
+    check = tolerant.check(rule)
+    assert (check["count"], check["rule"], tolerant.verdict) == (2, "drop", "valid")
+    assert len(tolerant.events) == len(world.events) - 2
+    assert check["observed"] == pytest.approx(2 / len(world.events))
+    strict = validate(world.directory, *(setting.replace("=1", "=0.001") for setting in TOLERANT), name="strict")
+    check = strict.check(rule)
+    assert (strict.verdict, check["success"], check["severity"]) == ("invalid", False, "error")
+    assert len(check["sample"]) >= 1
+    assert re.fullmatch(r"part-\d\.parquet", check["sample"][0]["file"])
+    assert not strict.snapshot_dir.exists()
+
+
+def test_sample_names_file_and_row_of_a_bad_row(world: Any, validate: Callable) -> None:
+    orphaned(world)
+    (first, second) = validate(world.write(), *TOLERANT).check("orphan_item")["sample"]
+    assert (first["file"], first["row"], second["row"], first["item_id"]) == ("part-0.parquet", 0, 1, "gone")
+
+
+def test_of_one_event_id_the_first_row_in_content_order_is_kept(world: Any, validate: Callable) -> None:
+    add_conflict(world)
+    event_id, user_id = world.events.iloc[4][["event_id", "user_id"]]
+    kept = validate(world.write(), *TOLERANT).events.set_index("event_id").loc[event_id]
+    assert kept["user_id"] == min(user_id, "u19")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("click_duration_seconds", -1.0, "bad_click_duration"),
+        ("click_duration_seconds", float("nan"), "bad_click_duration"),
+        ("click_duration_seconds", float("inf"), "bad_click_duration"),
+        ("value", -3.0, "bad_value"),
+        ("reported_time", pd.Timestamp("2020-01-01", tz="UTC"), "reported_before_event"),
+    ],
+)
+def test_bad_values_are_counted_and_set_to_null(
+    world: Any, validate: Callable, column: str, value: Any, rule: str
+) -> None:
+    world.events.at[1, column] = value  # row 1 is a click
+    event_id = world.events.at[1, "event_id"]
+    outcome = validate(world.write(), *TOLERANT)
+    assert outcome.check(rule)["count"] == 1
+    assert pd.isna(outcome.events.set_index("event_id").at[event_id, column])
+    assert len(outcome.events) == len(world.events)
+
+
+def test_conversion_before_its_click_is_kept_and_counted(world: Any, validate: Callable) -> None:
+    world.items.loc[10] = ["i10", "a0", 5.0]
+    world.events.loc[1, ["item_id", "event_time"]] = ["i10", world.events.at[1, "event_time"] + timedelta(days=2)]
+    world.events.loc[2, "item_id"] = "i10"
+    outcome = validate(world.write())
+    assert outcome.check("conversion_before_its_click")["count"] == 1
+    assert outcome.check("unattributable_conversion")["count"] == 1
+    assert len(outcome.events) == len(world.events)
+
+
+def test_share_of_unattributable_conversions_has_a_limit(world: Any, validate: Callable) -> None:
+    world.events = world.events[world.events["event_type"] == "checkout"]
+    outcome = validate(world.write(), "validation.max_unattributable_rate=0.9")
+    check = outcome.check("unattributable_conversion")
+    assert (outcome.verdict, check["observed"], check["count"]) == ("invalid", 1.0, len(world.events))
+
+
+def test_item_whose_advertiser_changes_is_counted_and_kept_once(world: Any, validate: Callable) -> None:
+    world.items = pd.concat([world.items, world.items.iloc[[0]].assign(advertiser_id="a9")], ignore_index=True)
+    outcome = validate(world.write(), *TOLERANT)
+    assert outcome.check("advertiser_changes", "items")["count"] == 1
+    assert outcome.check("conflicting_duplicate", "items")["count"] == 1
+    items = pq.read_table(outcome.snapshot_dir / "items.parquet").to_pandas().set_index("item_id")
+    assert items.at["i0", "advertiser_id"] == "a0"
+    assert validate(world.directory, name="strict").verdict == "invalid"
+
+
+def test_empty_day_is_a_warning_that_names_the_day(world: Any, validate: Callable) -> None:
+    world.events = world.events[world.events["event_time"].dt.day != 7]
+    outcome = validate(world.write())
+    check = outcome.check("days_below_min_events")
+    assert (outcome.verdict, check["severity"], check["success"]) == ("valid", "warning", False)
+    assert check["sample"] == [{"day": "2026-01-07", "events": 0}]
+
+
+def replace_part(world: Any, edit: Callable[[pa.Table], pa.Table]) -> Path:
+    path = world.write() / "events" / "part-1.parquet"
+    pq.write_table(edit(pq.read_table(path)), path)
+    return path
+
+
+def test_wrong_type_in_one_of_many_part_files_stops(world: Any, validate: Callable) -> None:
+    def edit(table: pa.Table) -> pa.Table:
+        position = table.schema.get_field_index("value")
+        return table.set_column(position, "value", table["value"].cast(pa.string()))
+
+    path = replace_part(world, edit)
+    outcome = validate(world.directory)
+    assert outcome.verdict == "invalid"
+    assert outcome.report["reason"] == f"expected double in column value of {path}, found string"
+    assert outcome.page_path.read_text().count(str(path)) >= 1
+
+
+def test_times_without_zone_stop(world: Any, validate: Callable) -> None:
+    def edit(table: pa.Table) -> pa.Table:
+        position = table.schema.get_field_index("event_time")
+        return table.set_column(position, "event_time", table["event_time"].cast(pa.timestamp("us")))
+
+    replace_part(world, edit)
+    outcome = validate(world.directory)
+    assert "expected times with a time zone in column event_time" in outcome.report["reason"]
+
+
+def test_truncated_part_file_stops(world: Any, validate: Callable) -> None:
+    path = world.write() / "events" / "part-2.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    outcome = validate(world.directory)
+    assert (outcome.verdict, "truncated" in outcome.report["reason"]) == ("invalid", True)
+    assert str(path) in outcome.report["reason"]
+
+
+def test_corrupted_pages_stop_without_a_snapshot(world: Any, validate: Callable) -> None:
+    path = world.write() / "events" / "part-0.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    outcome = validate(world.directory)
+    assert outcome.verdict == "invalid"
+    assert str(path) in outcome.report["reason"]
+    assert not outcome.snapshot_dir.exists()
+
+
+def test_page_needs_nothing_from_elsewhere_and_escapes_values(world: Any, validate: Callable) -> None:
+    world.events.loc[0, "item_id"] = "<script>alert(1)</script>"
+    page = validate(world.write(), *TOLERANT).page_path.read_text()
+    assert "<script" not in page
+    assert not re.search(r"https?://|<link", page)
+    assert page.index("The data are valid") < page.index("<h2>")
+
+
+class TestOwnSuite:
+    def suite(self, tmp_path: Path, text: str) -> str:
+        (tmp_path / "suite.yaml").write_text(text)
+        return f"validation.suite_path={tmp_path / 'suite.yaml'}"
+
+    def test_error_stops_and_warning_is_reported(self, world: Any, validate: Callable, tmp_path: Path) -> None:
+        text = (
+            "items:\n- {{expectation: expect_column_values_to_be_between, column: price, max_value: 5, severity: {}}}\n"
+        )
+        warned = validate(world.write(), self.suite(tmp_path, text.format("warning")), name="warned")
+        check = warned.check("expect_column_values_to_be_between", "items")
+        assert (warned.verdict, check["success"], check["count"]) == ("valid", False, 5)
+        assert validate(world.directory, self.suite(tmp_path, text.format("error")), name="e").verdict == "invalid"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "items:\n- {expectation: expect_column_value_to_be_unique, column: price}\n",
+                "did you mean expect_column_values_to_be_unique",
+            ),
+            ("itms: []\nitems: 3\n", "expected a mapping from tables to lists"),
+            ("itms:\n- {expectation: x}\n", "found 'itms'"),
+            ("items:\n- {expectation: expect_column_values_to_be_unique, colum: price}\n", "valid arguments"),
+            ("items:\n- {expectation: expect_column_values_to_be_unique, column: prise}\n", "did you mean price"),
+            ("items: [!!python/object/apply:os.getcwd []]\n", "expected a YAML suite file"),
+        ],
+    )
+    def test_mistake_in_the_file_is_one_line(
+        self, world: Any, validate: Callable, tmp_path: Path, text: str, message: str
+    ) -> None:
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            validate(world.write(), self.suite(tmp_path, text))
+        assert "\n" not in str(caught.value)
+
+
+class TestDrift:
+    def champion(self, registry: Path, outcome: Any) -> str:
+        (registry / "versions" / "v1").mkdir(parents=True)
+        (registry / "champion.json").write_text(json.dumps({"version": "v1"}))
+        (registry / "versions" / "v1" / "profile.json").write_bytes((outcome.report_dir / "profile.json").read_bytes())
+        return str(registry)
+
+    def test_same_data_have_none_and_another_surface_mix_is_a_warning(
+        self, world: Any, validate: Callable, tmp_path: Path
+    ) -> None:
+        registry = self.champion(tmp_path / "registry", validate(world.write()))
+        same = validate(world.directory, champion_uri=registry, name="same")
+        assert same.report["champion"] == "v1"
+        assert set(same.report["drift"].values()) == {0.0}
+        world.events["surface"] = "search"
+        moved = validate(world.write(), champion_uri=registry, name="moved")
+        check = moved.check("drift", column="surface")
+        assert (moved.verdict, check["severity"], check["success"]) == ("valid", "warning", False)
+
+    @pytest.mark.parametrize("files", [{}, {"champion.json": "{"}, {"champion.json": '{"version": "v1"}'}])
+    def test_absent_champion_is_no_reason_to_stop(
+        self, world: Any, validate: Callable, tmp_path: Path, files: dict[str, str]
+    ) -> None:
+        (tmp_path / "registry").mkdir()
+        for name, content in files.items():
+            (tmp_path / "registry" / name).write_text(content)
+        outcome = validate(world.write(), champion_uri=str(tmp_path / "registry"))
+        assert (outcome.verdict, outcome.report["drift"]) == ("valid", {})
