@@ -35,6 +35,7 @@ SETTINGS = (
 class World:
     """The artifacts of a run up to the model."""
 
+    snapshot_dir: Path
     features_dir: Path
     spec_dir: Path
     model_dir: Path
@@ -57,9 +58,9 @@ def world(tmp_path_factory) -> World:
     config = load_config(None, SETTINGS)
     generate(directory / "data", SyntheticConfig(num_users=150, num_items=200, num_days=40, seed=3))
     tables = {name: pq.read_table(directory / "data" / name) for name in ("events", "items.parquet", "users.parquet")}
-    write_snapshot(directory / "snapshot", *tables.values())
-    made = World(directory / "features", directory / "spec", directory / "model", config)
     snapshot_dir = directory / "snapshot"
+    write_snapshot(snapshot_dir, *tables.values())
+    made = World(snapshot_dir, directory / "features", directory / "spec", directory / "model", config)
     build_features(snapshot_dir=snapshot_dir, features_dir=made.features_dir, spec_dir=made.spec_dir, config=config)
     train(features_dir=made.features_dir, spec_dir=made.spec_dir, model_dir=made.model_dir, config=config)
     return made

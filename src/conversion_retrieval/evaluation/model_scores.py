@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.ranking import DotProductScores, ScoreBlock
 from conversion_retrieval.evaluation.window import EvaluationWindow
@@ -24,6 +25,22 @@ class ModelVectors:
     def scores(self, block: int) -> ScoreBlock:
         """A scorer of the window's queries."""
         return DotProductScores(self.queries, self.items, block=block)
+
+
+def open_inputs(*, features_dir: Path, spec_dir: Path, model_dir: Path) -> dict[str, str]:
+    """Verify the three artifacts that a model is measured with, and return their digests by kind.
+
+    Raises ``CorruptArtifactError`` for a bad file and ``UserError`` for a spec other than the one trained with.
+    """
+    directories = {"features": features_dir, "spec": spec_dir, "model": model_dir}
+    manifests = {kind: open_artifact(directory, kind=kind) for kind, directory in directories.items()}
+    trained, given = manifests["model"].inputs.get("spec", ""), manifests["spec"].digest
+    if trained != given:
+        raise UserError(
+            f"expected the spec {trained[:12]} that the model in {model_dir} was trained with, found {given[:12]} "
+            f"in {spec_dir}: pass the outputs of one run"
+        )
+    return {kind: manifest.digest for kind, manifest in manifests.items()}
 
 
 def encode_window(model: LoadedModel, window: EvaluationWindow, head: str = "conversion") -> ModelVectors:

@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
+from conversion_retrieval.contracts import new_artifact, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.baselines import fit_baseline
 from conversion_retrieval.evaluation.config import EvaluationConfig
 from conversion_retrieval.evaluation.coverage import measure_coverage
 from conversion_retrieval.evaluation.measure import Measurer
-from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_bundle, encode_window
+from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_bundle, encode_window, open_inputs
 from conversion_retrieval.evaluation.overlap import engagement_scores
 from conversion_retrieval.evaluation.ranking import Ranks, ScoreBlock, score_ranks
 from conversion_retrieval.evaluation.report import write_evaluation_page
@@ -49,10 +49,7 @@ def evaluate(
     ``UserError`` for a corrupt input or a model whose vectors are not finite; what is wrong with the registry is
     recorded, never raised.
     """
-    inputs = {
-        kind: open_artifact(directory, kind=kind).digest
-        for kind, directory in (("features", features_dir), ("spec", spec_dir), ("model", model_dir))
-    }
+    inputs = open_inputs(features_dir=features_dir, spec_dir=spec_dir, model_dir=model_dir)
     dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
     evaluation = Evaluation(
         test=EvaluationWindow.of(dataset, "test"),

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
+from conversion_retrieval.contracts import new_artifact, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.intervals import UserBootstrap, sum_by_user
-from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_window
+from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_window, open_inputs
 from conversion_retrieval.evaluation.ranking import ItemLists, top_k
 from conversion_retrieval.evaluation.tables import rank_table
 from conversion_retrieval.evaluation.window import EvaluationWindow
@@ -47,10 +47,7 @@ def build_index(
     Items are encoded as of the start of the test window, so that ranks through this very index leak nothing. Raises
     ``UserError`` for corrupt inputs, an empty catalogue, vectors that are not finite, and a failed parity check.
     """
-    inputs = {
-        kind: open_artifact(directory, kind=kind).digest
-        for kind, directory in (("features", features_dir), ("spec", spec_dir), ("model", model_dir))
-    }
+    inputs = open_inputs(features_dir=features_dir, spec_dir=spec_dir, model_dir=model_dir)
     dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
     if not dataset.num_items:
         raise UserError(f"expected items to index, found an empty catalogue in {features_dir}")
