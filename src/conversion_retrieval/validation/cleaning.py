@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
-from conversion_retrieval.tables import TableReader, Tables
+from conversion_retrieval.tables import TableError, TableReader, Tables
 
 EVENT_COLUMNS: Final = tuple(column.name for column in EVENTS.columns)
 REQUIRED: Final = tuple(column.name for column in EVENTS.columns if column.required)
@@ -102,9 +102,8 @@ def clean(database: duckdb.DuckDBPyConnection, tables: Tables, *, latest: dateti
 def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> None:
     name, key = reader.table.name, reader.table.key
     required = " AND ".join(f"{quoted(column.name)} IS NOT NULL" for column in reader.table.columns)
-    database.register("incoming", _stream(reader))
-    database.execute(f"CREATE TABLE raw_{name} AS SELECT * FROM incoming")
-    database.unregister("incoming")
+    with _incoming(database, reader):
+        database.execute(f"CREATE TABLE raw_{name} AS SELECT * FROM incoming")
     order = ", ".join(map(quoted, dict.fromkeys([key, *reader.schema.names])))
     database.execute(
         f"CREATE TABLE {name} AS SELECT DISTINCT ON ({key}) * EXCLUDE (file, row) FROM raw_{name} "
@@ -129,18 +128,17 @@ def _load_events(database: duckdb.DuckDBPyConnection, reader: TableReader, lates
     )
     repaired = ", ".join(_repaired(column, rules) for column, rules in present.items())
     replaced = f"incoming.* REPLACE ({repaired})" if repaired else "incoming.*"
-    database.register("incoming", _stream(reader))
-    database.execute(
-        f"""
-        CREATE TABLE events AS
-        SELECT {replaced}, ({bits})::UTINYINT AS repairs,
-            CASE {nulls} WHEN event_type NOT IN ({types}) THEN 'unknown_event_type'
-                WHEN event_time > ? THEN 'future_dated' WHEN known.key IS NULL THEN 'orphan_item' END AS drop_rule
-        FROM incoming LEFT JOIN (SELECT item_id AS key FROM items) known ON incoming.item_id = known.key
-        """,
-        [latest],
-    )
-    database.unregister("incoming")
+    with _incoming(database, reader):
+        database.execute(
+            f"""
+            CREATE TABLE events AS
+            SELECT {replaced}, ({bits})::UTINYINT AS repairs,
+                CASE {nulls} WHEN event_type NOT IN ({types}) THEN 'unknown_event_type'
+                    WHEN event_time > ? THEN 'future_dated' WHEN known.key IS NULL THEN 'orphan_item' END AS drop_rule
+            FROM incoming LEFT JOIN (SELECT item_id AS key FROM items) known ON incoming.item_id = known.key
+            """,
+            [latest],
+        )
 
 
 def _repaired(column: str, rules: tuple[str, ...]) -> str:
@@ -167,12 +165,32 @@ def _mark_duplicates(database: duckdb.DuckDBPyConnection) -> None:
     database.execute("UPDATE events SET drop_rule = doomed.rule FROM doomed WHERE events.rowid = doomed.id")
 
 
-def _stream(reader: TableReader) -> pa.RecordBatchReader:
-    """All rows of a table with the number of their file and their row in it, read as they are asked for."""
-    schema = reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
-    numbers = {file: number for number, file in enumerate(reader.files)}
+@contextmanager
+def _incoming(database: duckdb.DuckDBPyConnection, reader: TableReader) -> Iterator[None]:
+    """The rows of a table as ``incoming``, readable once; a file that breaks on the way raises its own error."""
+    failures: list[TableError] = []
+    database.register(
+        "incoming", pa.RecordBatchReader.from_batches(_located_schema(reader), _located(reader, failures))
+    )
+    try:
+        yield
+    except duckdb.Error:
+        if failures:
+            raise failures[0] from None
+        raise
+    finally:
+        database.unregister("incoming")
 
-    def located() -> Iterator[pa.RecordBatch]:
+
+def _located_schema(reader: TableReader) -> pa.Schema:
+    return reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
+
+
+def _located(reader: TableReader, failures: list[TableError]) -> Iterator[pa.RecordBatch]:
+    """All rows with the number of their file and their row in it, read as they are asked for."""
+    schema = _located_schema(reader)
+    numbers = {file: number for number, file in enumerate(reader.files)}
+    try:
         with meter(f"Reading {reader.table.name}", total=reader.num_rows, unit="rows") as progress:
             for part in reader.batches():
                 size = part.batch.num_rows
@@ -180,8 +198,9 @@ def _stream(reader: TableReader) -> pa.RecordBatchReader:
                 row = pa.array(np.arange(part.first_row, part.first_row + size))
                 yield pa.RecordBatch.from_arrays([*part.batch.columns, file, row], schema=schema)
                 progress.advance(size)
-
-    return pa.RecordBatchReader.from_batches(schema, located())
+    except TableError as error:
+        failures.append(error)
+        raise
 
 
 def quoted(name: str) -> str:
