@@ -45,7 +45,7 @@ def retrieve_user(
     exclude_seen: bool = False,
     advertiser_cap: int = 0,
 ) -> Candidates:
-    """Print and return the champion's candidates for a user, as of the newest event in the data.
+    """Print and return the champion's candidates for a user, as of just after that user's newest event.
 
     Raises ``UserError`` for a user who is in neither the events nor the users table.
     """
@@ -55,11 +55,15 @@ def retrieve_user(
     events = read_user_events(read_tables(data_uri), [user_id])
     if user_id not in events.positions and not _is_known(events, user_id):
         raise UserError(f"expected a user of {data_uri}, found no events of {user_id!r}")
-    time = last_time(events)
     request = Request(
-        user_id=user_id, time=time, surface=surface, k=k, exclude_seen=exclude_seen, advertiser_cap=advertiser_cap
+        user_id=user_id,
+        time=last_time(events),
+        surface=surface,
+        k=k,
+        exclude_seen=exclude_seen,
+        advertiser_cap=advertiser_cap,
     )
-    (candidates,) = retriever.retrieve([request], events.of_users([user_id]), np.zeros(1, np.int64))
+    (candidates,) = _answer(retriever, events, [request])
     _print(candidates, retriever.version)
     loader.discard_all_but("")
     return candidates
@@ -117,10 +121,9 @@ def _answer(retriever: Retriever, events: UserEvents, requests: Sequence[Request
 
 
 def _requests(table: pa.Table, events: UserEvents, options: dict[str, Any]) -> list[Request]:
-    newest = last_time(events)
     rows = table.to_pylist()
     for row in rows:
-        row["time"] = newest if row.get("time") is None else row["time"]
+        row["time"] = last_time(events.of_users([row["user_id"]])) if row.get("time") is None else row["time"]
         row["context_embedding"] = None if row.get("context_embedding") is None else tuple(row["context_embedding"])
     return [Request(**row, **options) for row in rows]
 

@@ -1,0 +1,172 @@
+"""What the outside may send: few paths, bodies of bounded size and time, and well-formed inference requests.
+
+It stands in front of the model server, whose own parsing answers some malformed requests with a 5xx, and whose
+repository endpoints would let anyone unload the model.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from conversion_retrieval.serving.protocol import INPUT, MAX_BATCH
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY_BYTES: Final = 4 * 2**20
+MAX_BODY_SECONDS: Final = 10.0
+MAX_NESTING: Final = 32
+READABLE: Final = re.compile(r"/|/metrics|/v2|/v2/health/(live|ready)|/v2/models|/v2/models/[\w.-]{1,128}(/ready)?")
+INFERENCE: Final = re.compile(r"/v2/models/[\w.-]{1,128}/infer")
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure
+    """A request that gets this status and sentence."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class RequestGuard:
+    """ASGI middleware; whatever passes is a request that the model server can parse."""
+
+    def __init__(self, app: App, *, on_refusal: Callable[[int], None]) -> None:
+        self._app, self._on_refusal = app, on_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass, or answer with a 4xx."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await _checked_body(scope, receive)
+        except Refused as refused:
+            self._on_refusal(refused.status)
+            await _answer(send, refused)
+            return
+        await self._app(scope, receive if body is None else _replay(body, receive), send)
+
+
+async def _checked_body(scope: Scope, receive: Receive) -> bytes | None:
+    path, method = scope["path"], scope["method"]
+    if READABLE.fullmatch(path):
+        if method not in ("GET", "HEAD"):
+            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected GET {path}, found {method}"[:200])
+        return None
+    if not INFERENCE.fullmatch(path):
+        raise Refused(HTTPStatus.NOT_FOUND, "expected a path of the Open Inference Protocol, such as /v2/health/ready")
+    if method != "POST":
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected POST {path}, found {method}"[:200])
+    headers = {name.lower(): value for name, value in scope["headers"]}
+    _check_headers(headers)
+    try:
+        async with asyncio.timeout(MAX_BODY_SECONDS):
+            body = await _read(receive)
+    except TimeoutError:
+        reason = f"expected the body within {MAX_BODY_SECONDS:.0f} s"
+        raise Refused(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+    check_inference(body)
+    return body
+
+
+def _check_headers(headers: dict[bytes, bytes]) -> None:
+    if b"inference-header-content-length" in headers:
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected JSON tensors, found the binary tensor extension")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected an uncompressed body")
+    if any(name.startswith(b"ce-") for name in headers):
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "expected an inference request, found a cloud event")
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > 12 or int(length) > MAX_BODY_BYTES:
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {MAX_BODY_BYTES} bytes")
+
+
+async def _read(receive: Receive) -> bytes:
+    """The whole body; a chunked one must not exceed the limit either."""
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(HTTPStatus.BAD_REQUEST, "expected a whole body, found the connection closed")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_BODY_BYTES:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"expected at most {MAX_BODY_BYTES} bytes")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def check_inference(body: bytes) -> None:
+    """Refuse a body that is not an inference request with one BYTES tensor ``requests`` [B] of texts."""
+    _check_nesting(body)
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _bad("a JSON body", "something else") from None
+    if not isinstance(document, dict) or not set(document) <= {"id", "parameters", "inputs", "outputs"}:
+        raise _bad("an object with inputs", "other keys or no object")
+    if not isinstance(document.get("id", ""), str) or len(document.get("id", "")) > 256:
+        raise _bad("an id of at most 256 characters", "another")
+    if document.get("parameters", {}) != {} or document.get("outputs", []) != []:
+        raise _bad("no parameters and all outputs", "a selection")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise _bad("one input tensor", f"{len(inputs) if isinstance(inputs, list) else 'none'}")
+    _check_tensor(inputs[0])
+
+
+def _check_tensor(tensor: dict[str, Any]) -> None:
+    if set(tensor) != {"name", "datatype", "shape", "data"}:
+        raise _bad("name, datatype, shape and data in the input", "other keys")
+    if tensor["name"] != INPUT or tensor["datatype"] != "BYTES":
+        raise _bad(f"a BYTES tensor called {INPUT}", "another")
+    data = tensor["data"]
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_BATCH or not all(isinstance(t, str) for t in data):
+        raise _bad(f"1 to {MAX_BATCH} texts in data", "something else")
+    if tensor["shape"] != [len(data)] or any(isinstance(size, bool) for size in tensor["shape"]):
+        raise _bad(f"shape [{len(data)}]", "another")
+    for text in data:
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:
+            raise _bad("UTF-8 texts in data", "a lone surrogate") from None
+        _check_nesting(encoded)
+
+
+def _check_nesting(body: bytes) -> None:
+    """Deeply nested JSON costs a parser its stack; brackets inside strings count too, which errs on the safe side."""
+    depth = 0
+    for byte in re.findall(rb"[\[{\]}]", body):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MAX_NESTING:
+            raise _bad(f"at most {MAX_NESTING} levels of nesting", "more")
+
+
+def _bad(expected: str, found: str) -> Refused:
+    return Refused(HTTPStatus.BAD_REQUEST, f"expected {expected}, found {found}")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+async def _answer(send: Send, refused: Refused) -> None:
+    content = json.dumps({"error": refused.reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if refused.status != HTTPStatus.BAD_REQUEST:
+        # A body may be left unread: the connection cannot be used again.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": int(refused.status), "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,42 @@
+"""Prometheus metrics of the service, on ``/metrics`` beside those of the model server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from kserve.errors import InvalidInput
+from prometheus_client import Counter, Gauge, Histogram
+
+BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+REQUESTS: Final = Counter("conversion_retrieval_requests", "inference requests by outcome", ["outcome"])
+REFUSALS: Final = Counter("conversion_retrieval_refusals", "requests refused before inference", ["status"])
+SECONDS: Final = Histogram("conversion_retrieval_request_seconds", "time of answered requests", buckets=BUCKETS)
+SWITCHES: Final = Counter("conversion_retrieval_champion_switches", "champions taken over while serving")
+POLL_FAILURES: Final = Counter("conversion_retrieval_poll_failures", "failed looks for a new champion")
+SERVED: Final = Gauge("conversion_retrieval_champion", "1 for the served version", ["version"])
+
+
+@contextmanager
+def measured() -> Iterator[None]:
+    """Time a request and count how it ended."""
+    outcome = "failed"
+    try:
+        with SECONDS.time():
+            yield
+        outcome = "answered"
+    except InvalidInput:
+        outcome = "invalid"
+        raise
+    finally:
+        REQUESTS.labels(outcome).inc()
+
+
+def serving(version: str) -> None:
+    """Publish which version is served."""
+    SERVED.clear()
+    SERVED.labels(version).set(1)
+
+
+def refused(status: int) -> None:
+    """Count a request that the guard refused."""
+    REFUSALS.labels(str(int(status))).inc()

@@ -1,0 +1,163 @@
+"""``conversion-retrieval serve``: the champion behind KServe's model server (Open Inference Protocol v2).
+
+The next champion is loaded beside the served one and answers a query before it takes over; the switch is one
+assignment, and requests that began with the old one finish with it.
+"""
+
+import asyncio
+import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.progress import say
+from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving import monitoring
+from conversion_retrieval.serving.champion import ChampionLoader
+from conversion_retrieval.serving.commands import read_user_events
+from conversion_retrieval.serving.guard import RequestGuard
+from conversion_retrieval.serving.protocol import INPUT, output_tensors, parse_requests, requests_of
+from conversion_retrieval.serving.requests import UserEvents
+from conversion_retrieval.serving.retriever import Candidates, Retriever
+from conversion_retrieval.tables import read_tables
+
+# The model server reads the process's arguments when imported, and these are ours.
+_arguments, sys.argv = sys.argv, sys.argv[:1]
+from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer  # noqa: E402
+from kserve.errors import InvalidInput  # noqa: E402
+from kserve.model_server import app  # noqa: E402
+
+sys.argv = _arguments
+
+MODEL_NAME: Final = "conversion-retrieval"
+INPUT_TYPES: Final = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
+OUTPUT_TYPES: Final = [
+    {"name": "item_ids", "datatype": "BYTES", "shape": [-1, -1]},
+    {"name": "scores", "datatype": "FP32", "shape": [-1, -1]},
+    {"name": "advertiser_ids", "datatype": "BYTES", "shape": [-1, -1]},
+    {"name": "reasons", "datatype": "BYTES", "shape": [-1, -1]},
+    {"name": "num_candidates", "datatype": "INT64", "shape": [-1]},
+]
+
+
+class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
+    """Answers with whatever champion is loaded; ``switch`` replaces it between two requests."""
+
+    def __init__(self, retriever: Retriever, known: UserEvents | None = None, *, num_threads: int = 2) -> None:
+        super().__init__(MODEL_NAME)
+        self._known = known
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="retrieve")
+        self.switch(retriever)
+        self.ready = True  # a retriever has answered a query before it gets here
+
+    @property
+    def version(self) -> str:
+        """The served version."""
+        return self._retriever.version
+
+    def switch(self, retriever: Retriever) -> None:
+        """Serve another bundle from the next request on."""
+        self._retriever = retriever
+        monitoring.serving(retriever.version)
+
+    async def predict(
+        self,
+        payload: InferRequest,
+        headers: dict[str, str] | None = None,  # noqa: ARG002 - kserve passes them
+    ) -> InferResponse:
+        """Answer one inference request; ``InvalidInput`` (400) says what is wrong with it."""
+        retriever = self._retriever  # one champion for the whole request
+        loop = asyncio.get_running_loop()
+        with monitoring.measured():
+            answers = await loop.run_in_executor(self._threads, self._answer, retriever, payload.inputs[0].data)
+        outputs = [InferOutput(name, shape, datatype, data) for name, datatype, shape, data in output_tensors(answers)]
+        return InferResponse(
+            payload.id or uuid.uuid4().hex, MODEL_NAME, outputs, parameters={"version": retriever.version}
+        )
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Metadata of the input tensor."""
+        return INPUT_TYPES
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Metadata of the output tensors."""
+        return OUTPUT_TYPES
+
+    def _answer(self, retriever: Retriever, texts: list[str]) -> list[Candidates]:
+        try:
+            requests, events = requests_of(parse_requests(texts), self._known)
+            return retriever.retrieve(requests, events, np.arange(len(requests)))
+        except UserError as error:
+            raise InvalidInput(str(error)) from None
+
+
+class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
+    """KServe's model server on one address, looking for a new champion every ``poll_seconds``."""
+
+    def __init__(
+        self, model: ChampionModel, loader: ChampionLoader, *, host: str, port: int, poll_seconds: float
+    ) -> None:
+        super().__init__(http_port=port, enable_grpc=False, enable_latency_logging=False, access_log_format=None)
+        self._model, self._loader, self._host, self._poll_seconds = model, loader, host, poll_seconds
+
+    async def _serve(self) -> None:
+        config = self._rest_server.config
+        config.host, config.access_log = self._host, False
+        polling = asyncio.create_task(self._follow())
+        try:
+            await super()._serve()
+        finally:
+            polling.cancel()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await asyncio.to_thread(follow_champion, self._model, self._loader)
+            except Exception as error:  # the service outlives whatever the registry does
+                monitoring.POLL_FAILURES.inc()
+                say(f"serve: still serving {self._model.version}; looking for a new champion failed: {error}")
+
+
+def follow_champion(model: ChampionModel, loader: ChampionLoader) -> bool:
+    """Switch to the registry's champion if it changed; returns whether it did."""
+    retriever = loader.load_if_changed(model.version)
+    if retriever is None:
+        return False
+    model.switch(retriever)
+    loader.discard_all_but(retriever.version)  # files that requests still have mapped live until they finish
+    monitoring.SWITCHES.inc()
+    say(f"serve: now serving {retriever.version}")
+    return True
+
+
+def serve(
+    registry_uri: str,
+    *,
+    data_uri: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    poll_seconds: float = 30.0,
+) -> None:
+    """Serve the champion until stopped; listens only once it has answered a query.
+
+    With ``data_uri`` the events there are held in memory, and requests may name a user instead of carrying a history.
+    Raises ``UserError`` where there is no champion, or one that cannot be read.
+    """
+    if not 1 <= port <= 65_535:
+        raise UserError(f"expected a port between 1 and 65535, found {port}")
+    if not poll_seconds > 0:
+        raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
+    torch.set_num_threads(1)  # requests run beside each other instead
+    loader = ChampionLoader(Registry.open(registry_uri))
+    retriever = loader.load()
+    known = read_user_events(read_tables(data_uri)) if data_uri else None
+    model = ChampionModel(retriever, known)
+    app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
+    server = ChampionServer(model, loader, host=host, port=port, poll_seconds=poll_seconds)
+    say(f"serve: {retriever.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
+    server.start([model])
