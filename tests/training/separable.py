@@ -28,7 +28,10 @@ def separable_world(
     items_per_group: int = 10,
     num_users: int = 400,
     queries_per_user: int = 4,
+    positives_per_query: int = 2,
     hard_negatives: int = 2,
+    history_length: int = 8,
+    max_events: int = 5,
     tasks: tuple[int, ...] = (0, 1),
     seed: int = 0,
 ) -> SeparableWorld:
@@ -42,7 +45,7 @@ def separable_world(
         ),
         surfaces=("home_feed", "search"),
         item_ids=ItemIds(buckets=num_items),
-        history_length=8,
+        history_length=history_length,
         item_performance=(Statistic(name="conversions_28d"),),
         user_aggregates=(Statistic(name="clicks_28d"),),
     )
@@ -68,21 +71,23 @@ def separable_world(
             embeddings={},
             id_code=np.zeros(num_users, np.int64),
         ),
-        events=_events(group_of_user, items_per_group, rng),
+        events=_events(group_of_user, items_per_group, max_events, rng),
         stored_performance=_performance(num_items, rng),
         surface_codes=np.arange(3, dtype=np.int16),
     )
     makers = {"train": queries_per_user, "validation": 1, "test": 1}
     splits = {
-        name: _split(name, world, group_of_user, items_per_group, count, hard_negatives, tasks, rng)
+        name: _split(
+            name, world, group_of_user, items_per_group, count, positives_per_query, hard_negatives, tasks, rng
+        )
         for name, count in makers.items()
     }
     object.__setattr__(world, "splits", splits)
     return world
 
 
-def _events(group_of_user: np.ndarray, items_per_group: int, rng: np.random.Generator) -> Events:
-    lengths = rng.integers(1, 6, len(group_of_user))
+def _events(group_of_user: np.ndarray, items_per_group: int, max_events: int, rng: np.random.Generator) -> Events:
+    lengths = rng.integers(1, max_events + 1, len(group_of_user))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     owner = np.repeat(group_of_user, lengths)
     time = np.sort(rng.integers(0, 30 * DAY, lengths.sum()))
@@ -111,13 +116,13 @@ def _split(
     group_of_user: np.ndarray,
     items_per_group: int,
     queries_per_user: int,
+    per_query: int,
     hard_negatives: int,
     tasks: tuple[int, ...],
     rng: np.random.Generator,
 ) -> Split:
     user = np.repeat(np.arange(len(group_of_user)), queries_per_user).astype(np.int32)
     count = len(user)
-    per_query = 2
     query = np.repeat(np.arange(count), per_query)
     item = group_of_user[user[query]] * items_per_group + rng.integers(0, items_per_group, len(query))
     order = np.lexsort((item, query))
