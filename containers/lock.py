@@ -18,8 +18,8 @@ PROJECT: Final = "conversion-retrieval"
 # The kfp executor runs inside a task without kfp's own requirements, which only compiling and submitting need.
 RUNTIME_ONLY: Final = ("kfp==2.17.0",)
 IMAGES: Final = {"cpu": ("serve", "dask"), "gpu": ("trainer",)}
-# The GPU image's base brings the torch that its CUDA libraries belong to.
-IN_BASE: Final = {"cpu": frozenset(), "gpu": frozenset({"torch"})}
+# Base images bring setuptools, as virtual environments do; the GPU one also the torch that its CUDA belongs to.
+IN_BASE: Final = {"cpu": frozenset({"setuptools"}), "gpu": frozenset({"setuptools", "torch"})}
 HEADER: Final = "# Written by containers/lock.py; installed with --no-deps.\n"
 
 

@@ -1,0 +1,100 @@
+"""How runs' ends are told; oracle: what a loopback webhook received."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from conversion_retrieval import notification
+from conversion_retrieval.registry.decision import ChampionState, Check, Decision, write_decision
+
+
+@pytest.fixture
+def webhook():
+    """A webhook that answers with ``statuses`` in turn, then 200."""
+    state = {"received": [], "statuses": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            state["received"].append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(state["statuses"].pop(0) if state["statuses"] else 200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state["url"] = f"http://127.0.0.1:{server.server_address[1]}/secret-path"
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def tell(webhook, registry, state="SUCCEEDED", error=""):
+    return notification.notify(
+        webhook_url=webhook["url"], registry_uri=str(registry), run_id="run-1", state=state, error=error
+    )
+
+
+def test_a_verdict_is_told_with_recall_reason_and_report(webhook, tmp_path):
+    recall = Check(name="recall_floor", passed=True, value=0.5, threshold=0.1, low=0.4, high=0.6, n=700)
+    decision = Decision(
+        verdict="promote", reason="it is better", checks=(recall,), champion=ChampionState(status="absent")
+    )
+    (tmp_path / "decision").mkdir()
+    write_decision(tmp_path / "decision", decision)
+    notification.record_outcome(
+        str(tmp_path / "registry"),
+        "run-1",
+        verdict="promote",
+        report_uri="gs://bucket/page",
+        decision_dir=tmp_path / "decision",
+    )
+    assert tell(webhook, tmp_path / "registry")
+    (message,) = webhook["received"]
+    assert message["text"] == "conversion-retrieval run run-1: promote - it is better - gs://bucket/page"
+    assert (message["recall"]["value"], message["recall"]["n"]) == (0.5, 700)
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
+def test_a_failure_or_termination_is_told_even_when_nothing_was_recorded(webhook, tmp_path, state):
+    assert tell(webhook, tmp_path / "registry", state=state, error="train ran out of memory")
+    (message,) = webhook["received"]
+    assert message["text"] == f"conversion-retrieval run run-1: {state.lower()} - train ran out of memory"
+
+
+def test_a_failure_after_validation_does_not_claim_the_earlier_verdict(webhook, tmp_path):
+    notification.record_outcome(str(tmp_path / "registry"), "run-1", verdict="valid")
+    tell(webhook, tmp_path / "registry", state="FAILED")
+    assert webhook["received"][0]["text"].startswith("conversion-retrieval run run-1: failed")
+
+
+def test_a_busy_webhook_is_tried_again(webhook, tmp_path):
+    webhook["statuses"] += [503]
+    assert tell(webhook, tmp_path / "registry")
+    assert len(webhook["received"]) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/secret-path", "file:///etc/secret-path", "secret-path", "http://[::bad"]
+)
+def test_a_broken_webhook_never_raises_and_its_address_is_not_printed(url, tmp_path, capsys):
+    sent = notification.notify(webhook_url=url, registry_uri=str(tmp_path), run_id="r", state="SUCCEEDED")
+    assert not sent
+    assert "secret-path" not in capsys.readouterr().err
+
+
+def test_without_an_address_nothing_is_sent_and_the_environments_is_taken(webhook, tmp_path, monkeypatch):
+    assert not notification.notify(webhook_url="", registry_uri=str(tmp_path), run_id="r", state="FAILED")
+    monkeypatch.setenv("NOTIFICATION_URL", webhook["url"])
+    assert notification.notify(webhook_url="", registry_uri=str(tmp_path), run_id="r", state="FAILED")
+
+
+def test_a_run_id_cannot_leave_the_runs_folder(tmp_path):
+    notification.record_outcome(str(tmp_path / "registry"), "../../champion", verdict="valid")
+    assert not (tmp_path / "champion.json").exists()
+    assert notification.read_outcome(str(tmp_path / "registry"), "../../champion")["verdict"] == "valid"
