@@ -1,4 +1,4 @@
-"""The contract of ``build_features`` written the slow, obvious way: loops over rows that say what is allowed to be seen."""
+"""The contract of ``build_features`` written the slow, obvious way: loops over rows that say what may be seen."""
 
 import math
 

@@ -1,0 +1,231 @@
+"""The stage as a whole: the same bytes however the work is cut, counts, splits, and what it refuses."""
+
+import json
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.grouped import count_before, mixed_hash
+from conversion_retrieval.features.label_statistics import delay_curve, label_variance, weight_statistics
+from conversion_retrieval.features.windows import DAY, SplitWindows, Window
+from tests.features.tables import event, items_table, random_rows
+from tests.features.worlds import build_world, short_config
+
+
+def numbered(rows):
+    """Rows with fixed event ids, so that shuffling them changes nothing but their order."""
+    return [{"event_id": f"e{number:05d}", **row} for number, row in enumerate(rows)]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return numbered(random_rows(5, users=12, count=500))
+
+
+@pytest.fixture(scope="module")
+def digests(rows, tmp_path_factory):
+    return build_world(tmp_path_factory.mktemp("whole"), rows).digests
+
+
+@pytest.mark.parametrize("partitions", [2, 5, 100])
+def test_the_number_of_partitions_changes_no_byte(partitions, rows, digests, tmp_path):
+    config = short_config(features={"aggregate_windows_days": [1, 5], "num_partitions": partitions})
+    assert build_world(tmp_path, rows, config=config, parts=partitions % 7, row_group_size=37).digests == digests
+
+
+def test_shuffled_input_changes_no_byte(rows, digests, tmp_path):
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert build_world(tmp_path, shuffled, parts=3).digests == digests
+
+
+def test_a_dask_cluster_changes_no_byte(rows, digests, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        features = {
+            "aggregate_windows_days": [1, 5],
+            "num_partitions": 4,
+            "dask_address": cluster.scheduler_address,
+        }
+        assert build_world(tmp_path, rows, config=short_config(features=features)).digests == digests
+
+
+def test_group_borders_of_the_output_change_no_content(rows, tmp_path, monkeypatch):
+    whole = build_world(tmp_path / "whole", rows)
+    monkeypatch.setattr("conversion_retrieval.features.merge.QUERIES_PER_GROUP", 7)
+    pieces = build_world(tmp_path / "pieces", rows, config=short_config(features={**WINDOWS, "num_partitions": 4}))
+    for name in ("train", "validation", "test"):
+        assert pieces.queries(name) == whole.queries(name)
+        assert pieces.positives(name) == whole.positives(name)
+
+
+WINDOWS = {"aggregate_windows_days": [1, 5]}
+
+
+def test_a_sample_of_evaluation_queries_is_seeded_and_a_subset(rows, tmp_path):
+    whole = build_world(tmp_path / "whole", rows)
+    split = {"validation_days": 5, "test_days": 5, "max_evaluation_queries": 9}
+    few = build_world(tmp_path / "few", rows, config=short_config(split=split))
+    other = build_world(tmp_path / "other", rows, config=short_config(split={**split, "seed": 1}))
+    assert len(few.queries("test")) == 9
+    assert set(few.queries("test")) < set(whole.queries("test"))
+    assert few.queries("test") != other.queries("test")
+    assert few.queries("train") == whole.queries("train")
+
+
+def test_a_basket_is_one_query_with_several_positives(tmp_path):
+    rows = [event("u0", f"i{item}", "checkout", 2, surface=None) for item in range(3)]
+    world = build_world(tmp_path, [*rows, event("u0", "i0", "click", 20)])
+    assert len(world.queries("train")) == 1
+    assert [item for _, item, *_ in world.positives("train")] == ["i0", "i1", "i2"]
+
+
+def test_a_report_after_the_training_window_is_no_training_label(tmp_path):
+    early = event("u0", "i0", "checkout", 2, surface=None, reported=3)
+    late = event("u0", "i1", "checkout", 2, surface=None, reported=19)
+    world = build_world(tmp_path, [early, late, event("u0", "i0", "click", 25)])
+    assert [item for _, item, *_ in world.positives("train")] == ["i0"]
+
+
+def test_a_conversion_before_its_click_is_not_credited_to_it(tmp_path):
+    rows = [
+        event("u0", "i0", "checkout", 2, surface=None),
+        event("u0", "i0", "click", 3),
+        event("u0", "i0", "click", 25),
+    ]
+    world = build_world(tmp_path, rows)
+    assert (
+        world.dataset.metadata["labels"]["attribution"] | {"unattributed": 1, "click": 0}
+        == (world.dataset.metadata["labels"]["attribution"])
+    )
+
+
+def test_events_outside_the_catalogue_stay_in_histories_but_are_no_labels(tmp_path):
+    rows = [event("u0", "gone", "click", 1), event("u0", "i0", "click", 2), event("u0", "i0", "click", 25)]
+    world = build_world(tmp_path, rows)
+    assert [item for _, item, *_ in world.positives("train")] == ["i0"]
+    arrays = world.dataset.query_arrays(world.dataset.split("train"), np.array([0]), 3)
+    assert arrays.history_item.tolist() == [[-1, -1, -1]]
+    assert arrays.history_action.tolist() == [[0, 0, 2]]
+
+
+def test_vocabularies_and_statistics_come_from_items_of_the_training_window(tmp_path):
+    items = items_table(4, category=["seen", "seen", "late", "late"], price=[1.0, 3.0, 1000.0, 1000.0])
+    rows = [event("u0", "i0", "click", 1), event("u0", "i1", "click", 2), event("u0", "i2", "click", 25)]
+    world = build_world(tmp_path, rows, items=items)
+    spec = world.dataset.spec
+    assert spec.vocabularies["items.category"].values.to_pylist() == ["seen"]
+    assert spec.vocabularies["item_id"].values.to_pylist() == ["i0", "i1"]
+    price = next(column for column in spec.items.numeric if column.name == "price")
+    assert (price.mean, price.std) == (2.0, 1.0)
+    assert world.dataset.items.id_code.tolist() == [1, 2, 0, 0]
+    assert world.dataset.metadata["counts"]["cold_items"] == 2
+
+
+def test_users_without_events_and_events_without_user_rows_both_have_a_row(tmp_path):
+    users = pa.table({"user_id": ["u9", "u0"], "age": ["old", "young"]})
+    world = build_world(tmp_path, [event("u5", "i0", "click", 1), event("u0", "i0", "click", 25)], users=users)
+    table = pq.read_table(world.features_dir / "users.parquet")
+    assert table.to_pydict() == {"user_id": ["u0", "u5", "u9"], "age": ["young", None, "old"]}
+    assert np.diff(world.dataset.events.offsets).tolist() == [1, 1, 0]
+
+
+def test_nothing_to_train_on_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="expected events before") as refused:
+        build_world(tmp_path / "short", [event("u0", "i0", "click", 1)])
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="expected engagements or conversions"):
+        build_world(tmp_path / "none", [event("u0", "i0", "impression", 1), event("u0", "i0", "click", 25)])
+    assert not (tmp_path / "none" / "features").exists()
+    assert [p.name for p in (tmp_path / "none").iterdir()] == ["snapshot"]
+
+
+def test_context_vectors_of_two_lengths_are_refused(tmp_path):
+    rows = [
+        event("u0", "i0", "click", 1, context_embedding=[1.0]),
+        event("u1", "i0", "click", 1, context_embedding=[1.0, 2.0]),
+    ]
+    with pytest.raises(UserError, match=r"vectors of (one )?length"):
+        build_world(tmp_path, [*rows, event("u0", "i0", "click", 25)])
+
+
+def test_an_items_column_with_a_reserved_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match="first_seen"):
+        build_world(tmp_path, [event("u0", "i0", "click", 1)], items=items_table(2, first_seen=[1, 2]))
+
+
+def test_an_explicit_as_of_hides_all_that_was_reported_later(tmp_path, rows):
+    split = {"validation_days": 5, "test_days": 5, "as_of": "2026-01-25"}
+    world = build_world(tmp_path, rows, config=short_config(split=split))
+    as_of = world.window("test")[1]
+    assert world.dataset.metadata["windows"]["as_of"].startswith("2026-01-25")
+    assert world.dataset.events.available.max() < as_of
+
+
+def test_gap_and_maturity_move_the_windows(tmp_path, rows):
+    split = {"validation_days": 5, "test_days": 5, "gap_days": 1, "maturity_days": 2, "train_days": 10}
+    world = build_world(tmp_path, rows, config=short_config(split=split))
+    spans = {name: world.window(name) for name in ("train", "validation", "test")}
+    end = spans["test"][1] + 2 * DAY
+    relative = {name: [(t - end) / DAY for t in span] for name, span in spans.items()}
+    assert relative == {"train": [-24, -14], "validation": [-13, -8], "test": [-7, -2]}
+
+
+def test_features_json_is_strict_json(tmp_path, rows):
+    world = build_world(tmp_path, rows)
+    text = (world.features_dir / "features.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"found {name}"))
+
+
+def test_effective_sample_size_of_equal_weights_is_their_number():
+    weights = np.array([1, 1, 1, 1, 2, 0], np.float32)
+    result = weight_statistics(weights, np.array([0, 0, 0, 0, 1, 1], np.int8))
+    assert result["conversion"]["effective_sample_size"] == 4
+    assert result["engagement"]["effective_sample_size"] == 1
+    assert sum(result["engagement"]["histogram"]["counts"]) == 2
+
+
+def test_expected_missing_share_corrects_for_reports_still_to_come():
+    """Half of all conversions arrive at once, half after ten days: of the fresh ones half are missing."""
+    windows = SplitWindows(
+        train=Window(start=0, end=80 * DAY),
+        validation=Window(start=80 * DAY, end=90 * DAY),
+        test=Window(start=95 * DAY, end=100 * DAY),
+        as_of=100 * DAY,
+        known_until=100 * DAY,
+    )
+    time = np.concatenate([np.repeat(np.arange(60), 2), np.full(10, 96)]) * DAY
+    delay = np.concatenate([np.tile([0, 10], 60), np.zeros(10, int)]) * DAY
+    curve = delay_curve(time, time + delay, windows)
+    assert dict(zip(curve["days"], curve["share_reported"], strict=True))[7.0] == 0.5
+    assert curve["expected_missing_share"]["test"] == pytest.approx(0.5)
+
+
+def test_pooling_by_advertiser_lowers_the_label_variance():
+    counts = np.zeros((2, 5), np.int64)
+    counts[:, 0], counts[:, 4] = 10, 1  # ten impressions and one checkout each
+    result = label_variance(counts, np.array([0, 0], np.int32))
+    assert result["item"]["relative_variance"] == 1.0
+    assert result["advertiser"]["relative_variance"] == 0.5
+    assert result["item"]["rate_variance"] == pytest.approx(0.1 * 0.9 / 10)
+    assert result["advertiser"]["rate_variance"] == pytest.approx(0.1 * 0.9 / 20)
+
+
+def test_count_before_agrees_with_searchsorted_in_every_span():
+    values = np.array([1, 1, 4, 0, 2, 2, 9])
+    starts, ends = np.array([0, 0, 3, 3, 7]), np.array([3, 3, 7, 7, 7])
+    limits = np.array([1, 2, 2, 10, 5])
+    expected = [s + np.searchsorted(values[s:e], x) for s, e, x in zip(starts, ends, limits, strict=True)]
+    assert count_before(values, starts, ends, limits).tolist() == expected
+
+
+def test_mixed_hash_depends_on_seed_and_order_of_columns():
+    a, b = np.array([1, 2]), np.array([2, 1])
+    assert mixed_hash(0, a, b)[0] != mixed_hash(0, a, b)[1]
+    assert mixed_hash(0, a, b)[0] == mixed_hash(0, b, a)[1]
+    assert mixed_hash(0, a)[0] != mixed_hash(1, a)[0]

@@ -1,0 +1,228 @@
+"""The spec: round trip, inference, what an edit may do, and encoding with another run's spec."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.config import FeatureConfig
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.inference import Entities, build_vocabulary, infer
+from conversion_retrieval.features.spec import SPEC_FILE, Column, EntitySpec, FeatureSpec, Statistic
+from tests.features.tables import event, items_table, random_rows
+from tests.features.worlds import build_world, short_config
+
+
+def inferred(items, seen=None, **config):
+    seen = np.ones(items.num_rows, bool) if seen is None else np.array(seen)
+    return infer(
+        items=Entities(owner="items", table=items, seen=seen),
+        users=Entities(owner="users", table=pa.table({"user_id": ["u"]}), seen=np.array([True])),
+        config=FeatureConfig(**config),
+        surfaces=("home_feed",),
+        context_embedding_dim=2,
+        user_aggregates=(Statistic(name="clicks", transform="log1p", mean=1.0, std=2.0),),
+        item_performance=(),
+    )
+
+
+def test_a_saved_spec_reads_back_equal_and_encodes_the_same(tmp_path):
+    items = items_table(6, visual=[[float(r), 1.0] for r in range(6)])
+    spec = inferred(items)
+    spec.save(tmp_path)
+    loaded = FeatureSpec.load(tmp_path)
+    assert loaded == spec
+    before, after = spec.encode_items(items), loaded.encode_items(items)
+    for name in ("categorical", "numeric", "id_code"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    np.testing.assert_array_equal(after.embeddings["visual"], before.embeddings["visual"])
+
+
+def test_kinds_are_inferred_from_types_and_cardinality():
+    count = 600
+    items = items_table(
+        count,
+        size=[r % 5 for r in range(count)],
+        stock=list(range(count)),
+        flag=[r % 2 == 0 for r in range(count)],
+        vector=[[1.0, 2.0, 3.0]] * count,
+        made=pa.array([0] * count, pa.timestamp("us")),
+    )
+    kinds = {column.name: column.kind for column in inferred(items).items.columns}
+    assert kinds == {
+        "advertiser_id": "categorical",
+        "category": "categorical",
+        "price": "numeric",
+        "size": "categorical",
+        "stock": "numeric",
+        "flag": "categorical",
+        "vector": "embedding",
+    }
+
+
+def test_numbers_with_a_long_tail_are_log_scaled_and_normalised_by_training_rows():
+    prices = [1.0, 1.0, 1.0, 1.0, 1.0, 200.0, 7.0]
+    items = items_table(7, price=prices)
+    spec = inferred(items, seen=[True] * 6 + [False])
+    (price,) = spec.items.numeric
+    logs = np.log1p(prices)
+    assert price.transform == "log1p"
+    assert price.mean == pytest.approx(logs[:6].mean())
+    np.testing.assert_allclose(spec.encode_items(items).numeric[:, 0], (logs - logs[:6].mean()) / logs[:6].std(), 1e-5)
+
+
+def test_missing_and_unseen_values_are_zero_and_flagged():
+    spec = inferred(items_table(4))
+    odd = pa.table(
+        {
+            "item_id": ["i0", "new"],
+            "advertiser_id": pa.array([None, "a0"]),
+            "category": ["never seen", "c1"],
+            "price": [float("nan"), 11.5],
+        }
+    )
+    encoded = spec.encode_items(odd)
+    assert encoded.id_code.tolist() == [1, 0]
+    assert encoded.categorical[0].tolist() == [0, 0]
+    assert encoded.categorical[1].min() > 0
+    assert encoded.numeric.tolist() == [[0, 1], [0, 0]]
+
+
+def test_a_vocabulary_is_cut_by_count_then_by_value():
+    values = pa.chunked_array([["b", "b", "c", "a", "a", "d", None]])
+    vocabulary = build_vocabulary(values, max_size=3, min_count=1)
+    assert vocabulary.values.to_pylist() == ["a", "b", "c"]
+    assert vocabulary.encode(pa.array(["b", "d", None])).tolist() == [2, 0, 0]
+    assert build_vocabulary(values, max_size=9, min_count=2).values.to_pylist() == ["a", "b"]
+
+
+def test_integers_that_became_floats_keep_their_codes():
+    vocabulary = build_vocabulary(pa.chunked_array([[1, 2, 2]]), max_size=9, min_count=1)
+    assert vocabulary.encode(pa.array([2.0, None, 1.0])).tolist() == [1, 0, 2]
+
+
+def test_hashed_ids_share_buckets_and_leave_unseen_ids_unknown():
+    items = items_table(50)
+    spec = inferred(items, seen=[True] * 40 + [False] * 10, item_id_buckets=7)
+    codes = spec.encode_items(items).id_code
+    assert spec.item_ids.kind == "hashed"
+    assert spec.item_ids.rows == 8
+    assert set(codes[:40].tolist()) <= set(range(1, 8))
+    assert codes[40:].tolist() == [0] * 10
+    shuffled = items.take(pa.array(np.arange(50)[::-1]))
+    assert spec.encode_items(shuffled).id_code.tolist() == codes[::-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda v: v.update(surfces=[]), "did you mean 'surfaces'"),
+        (lambda v: v["items"]["columns"][0].update(knd="numeric"), "did you mean 'kind'"),
+        (lambda v: v["items"]["columns"][0].update(kind="number"), "kind"),
+        (lambda v: v.update(history_events=["clik"]), "did you mean 'click'"),
+        (lambda v: v.update(history_length=-1), "negative"),
+        (lambda v: v["items"]["columns"][2].update(std=0), "positive std"),
+        (lambda v: v["items"]["columns"].append(v["items"]["columns"][0]), "twice"),
+        (lambda v: v.update(schema_version=9), "version 1"),
+        (lambda v: v["items"]["columns"][0].update(size=0), "expected codes up to 0"),
+    ],
+)
+def test_a_wrong_edit_is_refused_by_name(edit, message, tmp_path):
+    inferred(items_table(6)).save(tmp_path)
+    path = tmp_path / SPEC_FILE
+    values = yaml.safe_load(path.read_text())
+    edit(values)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(UserError, match=message) as refused:
+        FeatureSpec.load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_spec_never_runs_code(tmp_path):
+    inferred(items_table(6)).save(tmp_path)
+    (tmp_path / SPEC_FILE).write_text("items: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(UserError, match="expected a feature spec"):
+        FeatureSpec.load(tmp_path)
+
+
+def test_a_column_of_the_wrong_type_is_refused_by_name():
+    spec = inferred(items_table(6))
+    with pytest.raises(UserError, match=r"items\.price"):
+        spec.encode_items(items_table(2, price=["cheap", "dear"]))
+
+
+def test_a_vector_of_the_wrong_length_is_refused():
+    spec = inferred(items_table(2, visual=[[1.0, 2.0]] * 2))
+    with pytest.raises(UserError, match=r"length 2 in items\.visual, found one of length 3"):
+        spec.encode_items(items_table(2, visual=[[1.0, 2.0, 3.0]] * 2))
+
+
+def test_an_edited_spec_decides_columns_and_transforms(tmp_path):
+    rows = random_rows(1, count=200)
+    template = FeatureSpec(
+        items=EntitySpec(columns=(Column(name="price", kind="numeric", transform="log1p"),)),
+        history_length=3,
+        history_events=("click",),
+    )
+    template.save(tmp_path)
+    config = short_config(features={"spec_path": str(tmp_path)})
+    world = build_world(tmp_path / "world", rows, config=config)
+    spec = world.dataset.spec
+    assert [column.name for column in spec.items.columns] == ["price"]
+    assert spec.items.columns[0].mean == pytest.approx(np.log1p(np.arange(10, 16)).mean())
+    assert set(world.dataset.events.action.tolist()) == {2}
+    split = world.dataset.split("train")
+    assert world.dataset.query_arrays(split, np.arange(2)).history_item.shape == (2, 3)
+
+
+def test_a_template_column_that_the_table_lacks_is_refused(tmp_path):
+    FeatureSpec(items=EntitySpec(columns=(Column(name="colour", kind="categorical"),))).save(tmp_path)
+    config = short_config(features={"spec_path": str(tmp_path)})
+    with pytest.raises(UserError, match="'colour'"):
+        build_world(tmp_path / "world", random_rows(1), config=config)
+
+
+def test_another_runs_spec_encodes_by_name(tmp_path):
+    """The champion knew fewer items, two surfaces in another order, fewer aggregates, and only click histories."""
+    world = build_world(tmp_path, random_rows(2, count=300))
+    own, data = world.dataset.spec, world.dataset
+    ids = own.vocabularies["item_id"]
+    champion = dataclasses.replace(
+        own,
+        surfaces=("search", "home_feed"),
+        user_aggregates=(Statistic(name="gone", mean=2.0, std=2.0), Statistic(name="click_count_5d", mean=1.0)),
+        item_performance=own.item_performance[1:2],
+        history_events=("click",),
+        vocabularies={**own.vocabularies, "item_id": dataclasses.replace(ids, codes=ids.codes[::-1])},
+    )
+    seen = FeatureDataset.open(world.features_dir, champion)
+    split, theirs = data.split("train"), seen.split("train")
+    rows = np.arange(len(split))
+    arrays, other = data.query_arrays(split, rows, 6), seen.query_arrays(theirs, rows, 6)
+    names = [None, *own.surfaces], [None, *champion.surfaces]
+    for mine, found in zip(arrays.surface, other.surface, strict=True):
+        expected = names[0][mine] if names[0][mine] in champion.surfaces else None
+        assert names[1][found] == expected
+    column = data.metadata["user_aggregates"].index("click_count_5d")
+    np.testing.assert_array_equal(other.user_aggregates[:, 0], -1)
+    np.testing.assert_allclose(other.user_aggregates[:, 1], split.user_aggregates[:, column] - 1)
+    np.testing.assert_allclose(seen.performance(3)[:, 0], data.performance(3)[:, 1])
+    assert seen.items.id_code.tolist() == data.items.id_code[::-1].tolist()
+    for q in rows:
+        everything = data.query_arrays(split, rows[q : q + 1], 1000)
+        clicks = everything.history_item[0][everything.history_action[0] == 2][-6:]
+        np.testing.assert_array_equal(other.history_item[q][other.history_action[q] > 0], clicks)
+
+
+def test_performance_rows_equal_the_dense_table(tmp_path):
+    rows = [*random_rows(3, items=4), event("u0", "i0", "click", 1)]
+    data = build_world(tmp_path, rows).dataset
+    for snapshot in (-1, 0, 4, data.num_snapshots - 1):
+        dense = data.performance(snapshot)
+        items = np.array([3, 0, 5, 2, 5])
+        np.testing.assert_array_equal(data.performance_rows(items, snapshot), dense[items])
+        unseen = data.performance_rows(np.array([-1]), snapshot)
+        np.testing.assert_array_equal(unseen, data.performance(-1)[:1])
