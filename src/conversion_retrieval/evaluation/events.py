@@ -11,6 +11,7 @@ from conversion_retrieval.evaluation.ranking import ItemLists
 from conversion_retrieval.schema import CONVERSIONS, EVENT_TYPES
 
 MICROSECONDS_A_DAY: Final = 86_400_000_000
+BLOCK_WINDOWS: Final = 2048  # users with long histories: some million events at a time
 CONVERSION_ACTIONS: Final = tuple(EVENT_TYPES.index(name) + 1 for name in CONVERSIONS)
 
 
@@ -109,5 +110,10 @@ def recency_affinities(log: EventLog, windows: Windows, *, half_life_days: float
 
 def seen_items(log: EventLog, windows: Windows) -> ItemLists:
     """The distinct items of every window."""
-    seen = affinities(log, windows)
-    return ItemLists(offsets=seen.indptr.astype(np.int64), items=seen.indices.astype(np.int32))
+    blocks = [
+        affinities(log, windows.rows(np.arange(start, min(start + BLOCK_WINDOWS, len(windows)))))
+        for start in range(0, len(windows), BLOCK_WINDOWS)
+    ]
+    lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(block.indptr) for block in blocks)])
+    items = np.concatenate([np.empty(0, np.int32), *(block.indices for block in blocks)]).astype(np.int32)
+    return ItemLists(offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), items=items)
