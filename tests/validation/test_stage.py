@@ -181,6 +181,22 @@ def test_item_whose_advertiser_changes_is_counted_and_kept_once(world: Any, vali
     assert validate(world.directory, name="strict").verdict == "invalid"
 
 
+def test_embeddings_of_two_lengths_stop(world: Any, validate: Callable) -> None:
+    world.items["visual_embedding"] = [[1.0, 2.0]] * 9 + [[1.0]]
+    outcome = validate(world.write())
+    check = outcome.check("visual_embedding_lengths", "items")
+    assert (outcome.verdict, check["observed"], check["success"]) == ("invalid", 2, False)
+
+
+def test_volume_null_rates_and_delays_are_in_the_report(world: Any, validate: Callable) -> None:
+    facts = validate(world.write()).report["facts"]
+    assert {row["day"]: 0 for row in facts["volume"]} == {f"2026-01-{day:02d}": 0 for day in range(5, 10)}
+    assert sum(row["events"] for row in facts["volume"] if row["surface"] == "search") == 150
+    assert facts["null_rates"]["value"] == pytest.approx(2 / 3)
+    assert facts["reporting_delay_seconds"] == [3600.0] * 5
+    assert facts["click_to_conversion_seconds"] == [60.0] * 5
+
+
 def test_empty_day_is_a_warning_that_names_the_day(world: Any, validate: Callable) -> None:
     world.events = world.events[world.events["event_time"].dt.day != 7]
     outcome = validate(world.write())

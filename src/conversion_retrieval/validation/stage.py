@@ -11,7 +11,7 @@ from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import new_artifact, write_bytes, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
-from conversion_retrieval.storage import NotFoundError, open_store
+from conversion_retrieval.storage import NotFoundError, StorageUnavailableError, open_store
 from conversion_retrieval.tables import TableError, read_tables
 from conversion_retrieval.validation import checks, page, profile, suites
 from conversion_retrieval.validation.cleaning import Cleaned, clean, open_database
@@ -40,9 +40,9 @@ def validate_data(
     return _validate(data_uri, snapshot_dir, report_dir, page_path, config, champion_uri)
 
 
-def validate_directory(data_uri: str, report_dir: Path, config: PipelineConfig) -> str:
+def validate_directory(data_uri: str | Path, report_dir: Path, config: PipelineConfig) -> str:
     """Check tables without making a snapshot; ``report_dir`` gets the report artifact, the page inside it."""
-    return _validate(data_uri, None, report_dir, None, config, "")
+    return _validate(str(data_uri), None, report_dir, None, config, "")
 
 
 def _validate(
@@ -184,12 +184,12 @@ def champion_profile(champion_uri: str) -> tuple[str, Mapping[str, Any], str]:
     """Version and data profile of a registry's champion, and what was found; empty where there is none to read."""
     if not champion_uri:
         return "", {}, "no registry given"
-    store = open_store(champion_uri)
     try:
+        store = open_store(champion_uri)
         version = str(json.loads(store.read("champion.json").content)["version"])
         content = json.loads(store.read(f"versions/{version}/{PROFILE}").content)
-    except NotFoundError as error:
-        return "", {}, str(error)
+    except (NotFoundError, StorageUnavailableError) as error:
+        return "", {}, str(error)  # the gate decides what an absent champion means; drift is a warning
     except (ValueError, KeyError, TypeError) as error:
         return "", {}, f"expected a readable champion and profile in {champion_uri}, found: {error}"
     return version, content if isinstance(content, dict) else {}, "compared"
