@@ -53,7 +53,7 @@ def test_the_loss_follows_its_golden_curve():
 
 
 # Recorded on a CPU in float32 with one thread; other kernels move it in the fourth digit.
-GOLDEN_CONVERSION_LOSSES = [5.329597, 5.234216, 4.722563, 4.384121, 4.25427, 3.887114, 3.881183]
+GOLDEN_CONVERSION_LOSSES = [5.393882, 4.986536, 4.682755, 4.338505, 4.168043, 3.840454, 3.925535]
 
 
 def test_a_run_repeats_bit_for_bit():

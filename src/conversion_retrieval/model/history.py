@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from conversion_retrieval.model.config import HistoryConfig
+from conversion_retrieval.model.embedding import gather_rows
 from conversion_retrieval.model.inputs import QueryInputs
 
 RECENCY_BUCKETS = 16
@@ -98,21 +99,23 @@ def or_default(encoded: Tensor, queries: QueryInputs, default: Tensor) -> Tensor
 
 
 class EventEmbedding(nn.Module):
-    """Item, action, surface and recency (a bucket of log age) of every event, summed: [B, L, dim]."""
+    """Item, action, surface and recency (a bucket of log age) of every event, summed: [B, L, dim].
+
+    Actions, surfaces and buckets are few, so their sums are tabled and looked up at once.
+    """
 
     def __init__(self, dim: int, surfaces: int, actions: int) -> None:
         super().__init__()
-        self.action = nn.Embedding(actions, dim)
-        self.surface = nn.Embedding(surfaces, dim)
-        self.recency = nn.Embedding(RECENCY_BUCKETS, dim)
-        for table in (self.action, self.surface, self.recency):
-            nn.init.normal_(table.weight, std=dim**-0.5)
+        self.action = nn.Parameter(torch.randn(actions, 1, 1, dim) * dim**-0.5)
+        self.surface = nn.Parameter(torch.randn(1, surfaces, 1, dim) * dim**-0.5)
+        self.recency = nn.Parameter(torch.randn(1, 1, RECENCY_BUCKETS, dim) * dim**-0.5)
 
     def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
         """Embed the events."""
-        recency = self.recency(recency_bucket(queries.history_age_days))
-        embedded: Tensor = items + self.action(queries.history_action) + self.surface(queries.history_surface) + recency
-        return embedded
+        surfaces = self.surface.shape[1]
+        kind = (queries.history_action * surfaces + queries.history_surface) * RECENCY_BUCKETS
+        table = (self.action + self.surface + self.recency).flatten(0, 2)
+        return items + gather_rows(table, kind + recency_bucket(queries.history_age_days))
 
 
 def recency_bucket(age_days: Tensor) -> Tensor:
@@ -122,10 +125,10 @@ def recency_bucket(age_days: Tensor) -> Tensor:
 
 
 class TransformerHistory(HistoryEncoder):
-    """Pre-norm Transformer over the events with a learned summary token, whose last state is the encoding: [B, dim].
+    """Pre-norm Transformer over the events, read by a learned summary token in the last layer: [B, dim].
 
-    Only the summary token is read, so the last layer computes no other position: with one layer the cost is that of
-    its keys and values.
+    Only the summary is read, so the last layer computes no other position, and with one layer the cost is about that
+    of embedding the events.
     """
 
     def __init__(self, config: HistoryConfig, dim: int, surfaces: int, actions: int) -> None:
@@ -133,44 +136,68 @@ class TransformerHistory(HistoryEncoder):
         self.output_dim = dim
         self.events = EventEmbedding(dim, surfaces, actions)
         self.summary = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.empty = nn.Parameter(torch.zeros(dim))
         self.layers = nn.ModuleList(AttentionLayer(dim, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
-        """Encode the histories; an empty one leaves the summary token alone with itself."""
-        batch = len(queries)
-        tokens = torch.cat([self.events(queries, items), self.summary.expand(batch, 1, -1)], dim=1)
-        visible = functional.pad(queries.history_action > 0, (0, 1), value=True)
+        """Encode the histories."""
+        if not items.shape[1]:
+            return self.empty.expand(len(queries), -1)
+        tokens, visible = self.events(queries, items), queries.history_action > 0
         for layer in self.layers[:-1]:
             tokens = layer(tokens, tokens, visible)
-        encoded: Tensor = self.norm(self.layers[-1](tokens[:, -1:], tokens, visible)).squeeze(1)
-        return encoded
+        encoded: Tensor = self.norm(self.layers[-1](self.summary.expand(1, 1, -1), tokens, visible)).squeeze(1)
+        return or_default(encoded, queries, self.empty)
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head attention and a two-layer MLP with residuals: [B, T, dim] attends to [B, S, dim] -> [B, T, dim]."""
+    """Multi-head attention and a two-layer MLP with residuals: [B, T, dim] attends to [B, S, dim] -> [B, T, dim].
+
+    Tokens [1, 1, dim], one and the same for the whole batch, take a shorter way to the same result.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query, self.key_value, self.output = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)  # softmax ignores a key's bias
+        self.value, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
         """``visible`` [B, S] says which positions of ``context`` are not padding."""
-        attended = self.attend(self.attention_norm(tokens), self.attention_norm(context), visible)
+        attend = self.attend_from_one if tokens.shape[:2] == (1, 1) else self.attend
+        attended = attend(self.attention_norm(tokens), self.attention_norm(context), visible)
         tokens = tokens + functional.dropout(self.output(attended), self.dropout, self.training)
         refined: Tensor = tokens + functional.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
         return refined
 
     def attend(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
-        """Softmax attention a head, padding masked; written out because the masked kernels want whole-head layouts."""
-        query = self._split(self.query(tokens))
-        key, value = (self._split(part) for part in self.key_value(context).chunk(2, dim=-1))
+        """Softmax attention a head, padding masked."""
+        query, key, value = (self._split(part) for part in (self.query(tokens), self.key(context), self.value(context)))
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        shares = scores.masked_fill(~visible[:, None, None, :], -torch.inf).softmax(-1)
+        shares = _masked_softmax(scores, visible[:, None, None, :])
         return (shares @ value).transpose(1, 2).flatten(2)
+
+    def attend_from_one(self, token: Tensor, context: Tensor, visible: Tensor) -> Tensor:
+        """The same for one token, without projecting any position of ``context``.
+
+        Key and value matrices move to the other side: ``q (K x) = (q K) x`` and ``sum a (V x) = V (sum a x)``.
+        """
+        size = token.shape[-1] // self.heads
+        query = self.query(token).view(self.heads, 1, size)
+        folded = (query @ self.key.weight.view(self.heads, size, -1)).squeeze(1)  # [heads, dim]
+        shares = _masked_softmax((context @ folded.T / math.sqrt(size)).transpose(1, 2), visible[:, None, :])
+        pooled = shares @ context  # [B, heads, dim]
+        weight = self.value.weight.view(self.heads, size, -1)
+        attended = torch.einsum("bhd,hsd->bhs", pooled, weight).flatten(1) + self.value.bias
+        return attended.unsqueeze(1)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _masked_softmax(scores: Tensor, visible: Tensor) -> Tensor:
+    """Shares of the visible positions; of all where none is, as a row without history is replaced later."""
+    return scores.float().masked_fill(~visible, torch.finfo(torch.float32).min).softmax(-1).to(scores.dtype)
