@@ -39,7 +39,8 @@ def test_snapshot_is_sorted_and_parts_end_where_users_end(world: Any, validate: 
 
 
 def test_shuffled_rows_and_other_part_files_change_no_byte(world: Any, validate: Callable, tmp_path: Path) -> None:
-    add_conflict(world)
+    conflicts = world.events.iloc[3:60:3].assign(item_id="i9", value=7.0)
+    world.events = pd.concat([world.events, conflicts, conflicts.iloc[:3]], ignore_index=True)
     world.items = pd.concat([world.items, world.items.assign(price=99.0).iloc[:2]])
     first = validate(world.write(), *TOLERANT, name="first")
     generator = np.random.default_rng(1)
@@ -315,7 +316,7 @@ class TestDrift:
         check = moved.check("drift", column="surface")
         assert (moved.verdict, check["severity"], check["success"]) == ("valid", "warning", False)
 
-    @pytest.mark.parametrize("files", [{}, {"champion.json": "{"}, {"champion.json": '{"version": "v1"}'}])
+    @pytest.mark.parametrize("files", [{}, {"champion.json": "{"}, {"champion.json": '{"version": "../.."}'}])
     def test_absent_champion_is_no_reason_to_stop(
         self, world: Any, validate: Callable, tmp_path: Path, files: dict[str, str]
     ) -> None:
