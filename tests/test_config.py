@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from conversion_retrieval.config import PipelineConfig, config_digest, config_values, load_config, parse_config
+from conversion_retrieval.config import (
+    PipelineConfig,
+    config_digest,
+    config_values,
+    load_config,
+    parse_config,
+    stage_config,
+)
 from conversion_retrieval.errors import UserError
 
 
@@ -73,3 +80,23 @@ def test_the_library_never_imports_kfp():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("text", ["2026-01-31", "2026-01-31T12:00:00"])
+def test_a_date_needs_no_quotes_in_a_file_or_an_override(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"split:\n  as_of: {text}\n")
+    assert load_config(tmp_path / "c.yaml").split.as_of == text
+    assert load_config(overrides=[f"split.as_of={text}"]).split.as_of == text
+
+
+def test_a_stages_parameters_go_over_the_json_and_absent_ones_leave_it():
+    text = '{"gate": {"min_recall": 0.1, "min_conversions": 7}}'
+    assert stage_config(text, min_recall=0.0).gate.min_recall == 0.0
+    assert stage_config(text).gate == parse_config({"gate": {"min_recall": 0.1, "min_conversions": 7}}).gate
+    assert stage_config("", as_of="2026-01-31").split.as_of == "2026-01-31"
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '"x"', '{"gate": {"min_recal": 1}}'])
+def test_a_stage_refuses_json_that_is_no_configuration(text):
+    with pytest.raises(UserError, match=r"config_json"):
+        stage_config(text)

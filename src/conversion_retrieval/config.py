@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
             raise UserError(f"expected a YAML configuration at {path}, found: {_one_line(error)}") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"expected a mapping of sections at {path}, found {type(loaded).__name__}")
-        values = loaded or {}
+        values = _plain(loaded) or {}
     for override in overrides:
         _set(values, override)
     return parse_config(values, where=str(path or "the overrides"))
@@ -118,7 +119,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"expected a section at {section!r} in {override!r}, found a value")
     try:
-        values[name] = yaml.safe_load(text)
+        values[name] = _plain(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise UserError(f"expected a YAML value in {override!r}, found: {_one_line(error)}") from None
 
@@ -133,6 +134,15 @@ def _refuse_unknown(values: Mapping[str, Any], owner: type, *, where: str, prefi
         nested = fields[key].type
         if isinstance(nested, type) and dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
             _refuse_unknown(value, nested, where=where, prefix=f"{prefix}{key}.")
+
+
+def _plain(value: Any) -> Any:
+    """YAML's values with dates and times as the text that they were: ``as_of: 2026-01-31`` needs no quotes."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _one_line(error: Exception) -> str:

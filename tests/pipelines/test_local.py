@@ -1,0 +1,175 @@
+"""The whole pipeline run from its compiled YAML, once per verdict; oracle: the registry's contents."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.errors import UserError
+from pipelines.local import LOG_FILE, run_locally
+from pipelines.stage_view import StageView
+from tests.worlds import tiny_world
+
+pytestmark = [pytest.mark.xdist_group("local-runs"), pytest.mark.timeout(600)]
+
+SMALL = (
+    "training.max_steps=4",
+    "training.batch_size=256",
+    "model.embedding_dim=8",
+    "model.feature_dim=4",
+    "model.history.encoder=recency_mean",
+    "evaluation.num_resamples=50",
+    "evaluation.baselines=[popularity]",
+    "gate.num_resamples=50",
+    "gate.min_queries=1",
+    "gate.must_beat=[]",
+    "gate.guardrail_slices=[]",
+    "split.max_evaluation_queries=200",
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    return tiny_world(tmp_path_factory.mktemp("world") / "data")
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    received: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/hook", received
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run(data_dir: Path, tmp_path: Path, *overrides: str, url: str = "", allow_first: bool = False):
+    return run_locally(
+        data_uri=str(data_dir),
+        registry_uri=str(tmp_path / "registry"),
+        output_dir=tmp_path / "runs",
+        overrides=(*SMALL, *overrides),
+        allow_first=allow_first,
+        parameters={"notification_url": url},
+    )
+
+
+def versions(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "registry" / "versions").glob("*"))
+
+
+def test_a_good_candidate_becomes_the_champion_and_the_webhook_hears_of_it(data_dir, tmp_path, webhook):
+    url, received = webhook
+    result = run(data_dir, tmp_path, "gate.min_conversions=1", url=url, allow_first=True)
+    assert result.verdict == "promote"
+    (version,) = versions(tmp_path)
+    champion = json.loads((tmp_path / "registry" / "champion.json").read_text())
+    manifest = open_artifact(version, kind="bundle")
+    assert (champion["version"], champion["digest"]) == (version.name, manifest.digest)
+    model = open_artifact(result.run_dir / "train" / "model", kind="model")
+    assert {f"model/{name}": digest for name, digest in model.files.items()}.items() <= manifest.files.items()
+    assert "</html>" in result.report_path.read_text()
+    (message,) = received
+    assert (message["state"], message["verdict"]) == ("SUCCEEDED", "promote")
+    assert message["reason"] == result.reason
+    assert message["recall"]["n"] > 0
+    assert message["report"].endswith("/gate/page")
+
+
+def test_a_candidate_below_the_floor_is_rejected_and_the_registry_keeps_no_version(data_dir, tmp_path):
+    result = run(data_dir, tmp_path, "gate.min_conversions=1", "gate.min_recall=1.0", "gate.k=1", allow_first=True)
+    assert result.verdict == "reject"
+    assert not versions(tmp_path)
+    assert not (tmp_path / "registry" / "champion.json").exists()
+
+
+def test_too_few_conversions_decide_nothing_and_a_dead_webhook_does_not_fail_the_run(data_dir, tmp_path):
+    # Port 9 (discard) of the loopback is closed everywhere.
+    result = run(data_dir, tmp_path, "gate.min_conversions=1000000", url="http://127.0.0.1:9/", allow_first=True)
+    assert result.verdict == "insufficient_data"
+    assert not versions(tmp_path)
+    assert not (tmp_path / "registry" / "champion.json").exists()
+
+
+def test_invalid_data_stops_before_training_and_says_why(data_dir, tmp_path, webhook):
+    url, received = webhook
+    shutil.copytree(data_dir, tmp_path / "data")
+    (tmp_path / "data" / "items.parquet").unlink()
+    result = run(tmp_path / "data", tmp_path, url=url, allow_first=True)
+    assert result.verdict == "invalid"
+    assert not (result.run_dir / "train").exists()
+    assert not (result.run_dir / "promote").exists()
+    assert not versions(tmp_path)
+    (message,) = received
+    assert (message["state"], message["verdict"]) == ("SUCCEEDED", "invalid")
+    assert result.reason in message["text"]
+
+
+def test_a_fault_of_a_stage_is_one_line_and_the_exit_handler_still_tells(data_dir, tmp_path, webhook):
+    url, received = webhook
+    with pytest.raises(UserError) as caught:
+        run(data_dir, tmp_path, f"features.spec_path={tmp_path / 'no-such-spec.yaml'}", url=url)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("build_features: ")
+    assert "Traceback" in (tmp_path / "runs" / LOG_FILE).read_text()
+    (message,) = received
+    assert message["state"] == "FAILED"
+
+
+def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".lock"), pytest.raises(UserError, match="another run writing there"):
+        run(data_dir, tmp_path)
+
+
+@pytest.fixture
+def view(tmp_path) -> Iterator[StageView]:
+    from rich.console import Console
+
+    with (tmp_path / "shown").open("w") as file:
+        stages = StageView(tmp_path / "log", stages=("train",), console=Console(file=file, width=200))
+        yield stages
+        stages.close()
+
+
+def test_what_is_shown_is_the_stages_own_lines_and_the_log_keeps_everything(view, tmp_path):
+    lines = [
+        "04:16:00.036 - INFO - Executing task \x1b[96m'train'\x1b[0m",
+        "    [KFP Executor 2026-11-23 04:16:00,291 INFO]: Looking for component",
+        "    {",
+        '        "inputs": {}',
+        "    }",
+        "    train: 20/50 steps, 3/s, 10 s left",
+        "    Traceback (most recent call last):",
+        '      File "x.py", line 1, in <module>',
+        "    conversion_retrieval.errors.UserError: expected a, found b",
+        "04:16:09.036 - INFO - Task \x1b[96m'train'\x1b[0m finished with status \x1b[91mFAILURE\x1b[0m",
+    ]
+    text = "\n".join(lines) + "\n"
+    for start in range(0, len(text), 7):  # output arrives in pieces of any size
+        view.write(text[start : start + 7])
+    view.close()
+    shown = (tmp_path / "shown").read_text().splitlines()
+    assert [line.strip() for line in shown] == ["[1/1] train", "train: 20/50 steps, 3/s, 10 s left", "failed"]
+    assert (view.failed_stage, view.failure, view.failure_is_users) == ("train", "expected a, found b", True)
+    assert (tmp_path / "log").read_text() == text
