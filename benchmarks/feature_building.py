@@ -226,7 +226,7 @@ def main() -> None:
         rows = WORK[name](Path(snapshot_dir), Path(output_dir))
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak": peak, "rows": rows}))
+        print(json.dumps({"seconds": seconds, "cpu": time.process_time(), "peak": peak, "rows": rows}))
         return
     with tempfile.TemporaryDirectory() as scratch:
         report(Path(scratch), arguments.events, arguments.compare_events)
@@ -240,8 +240,8 @@ def report(scratch_dir: Path, num_events: int, compare_events: int) -> None:
         done = measure("build", scratch_dir / "snapshot", scratch_dir)
         seconds[count] = done["seconds"]
         print(
-            f"build {count:,} events: {done['seconds']:.1f} s, {count / done['seconds']:,.0f} events/s, "
-            f"peak {done['peak']:.2f} GiB, {done['rows']:,} training queries",
+            f"build {count:,} events: {done['seconds']:.1f} s ({done['cpu']:.1f} s of processor time), "
+            f"{count / done['seconds']:,.0f} events/s, peak {done['peak']:.2f} GiB, {done['rows']:,} training queries",
             flush=True,
         )
     print(f"twice the events take {seconds[num_events] / seconds[num_events // 2]:.2f}x the time")
@@ -251,7 +251,8 @@ def report(scratch_dir: Path, num_events: int, compare_events: int) -> None:
         ratio = done["seconds"] / results["ours"]["seconds"]
         print(
             f"histories and aggregates, {compare_events:,} events, {done['rows']:,} queries, {name}: "
-            f"{done['seconds']:.1f} s ({ratio:.2f}x ours), peak {done['peak']:.2f} GiB",
+            f"{done['seconds']:.1f} s ({ratio:.2f}x ours; {done['cpu']:.1f} s of processor time), "
+            f"peak {done['peak']:.2f} GiB",
             flush=True,
         )
 

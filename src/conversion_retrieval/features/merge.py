@@ -1,6 +1,5 @@
 """Partition results to the artifact's files, in an order and in pieces that no partitioning can change."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.array_files import concatenate_arrays
 from conversion_retrieval.features.grouped import expand
 
 QUERIES_PER_GROUP: Final = 262_144
@@ -31,20 +30,6 @@ def load(directory: Path, name: str) -> NDArray[Any]:
     """A partition's array, memory mapped where it has bytes to map."""
     array: NDArray[Any] = np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return array
-
-
-def concatenate_arrays(sources: Sequence[Path], target: Path, kind: type, width: tuple[int, ...] = ()) -> None:
-    """Join .npy files of shape [n, *width] into one, copying bytes without holding them."""
-    lengths = [len(np.load(source, mmap_mode="r", allow_pickle=False)) for source in sources]
-    shape = (sum(lengths), *width)
-    with target.open("wb") as file:
-        header = {"descr": npy.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
-        npy.write_array_header_1_0(file, header)
-        for source in sources:
-            with source.open("rb") as part:
-                npy.read_magic(part)
-                npy.read_array_header_1_0(part)
-                shutil.copyfileobj(part, file, 1 << 20)
 
 
 def write_history(directories: Sequence[Path], events_dir: Path, user_rows: NDArray[np.int64], num_users: int) -> None:

@@ -159,8 +159,8 @@ def snapshots(
     state = _Sliding(counts, grid, columns, num_items)
     for snapshot in range(len(grid.times)):
         values = state.advance(snapshot)
-        items = np.flatnonzero(values.any(axis=1)).astype(np.int32)
-        yield items, values[items]
+        items = np.flatnonzero(values.any(axis=0)).astype(np.int32)
+        yield items, np.ascontiguousarray(values[:, items].T)
 
 
 class _Sliding:
@@ -172,10 +172,11 @@ class _Sliding:
         self._windows = [np.zeros((NUM_TYPES, num_items), np.int64) for _ in self._lags]
         self._total = np.zeros((NUM_TYPES, num_items), np.int64)
         self._decayed = [np.zeros((NUM_TYPES, num_items)) for _ in columns.config.popularity_half_lives_days]
+        self._buffer = np.zeros((len(columns.names), num_items), np.float32)
         self._before: int | None = None
 
     def advance(self, snapshot: int) -> NDArray[np.float32]:
-        """Move to a snapshot and return all items' values [N, F]."""
+        """Move to a snapshot and return all items' values [F, N], a buffer that the next call overwrites."""
         time, before = int(self._grid.times[snapshot]), self._before
         entering = self._bins(before, time)
         self._add(self._total, entering, 1)
@@ -211,7 +212,9 @@ class _Sliding:
         columns = [window[t] for t in self._columns.types for window in self._windows]
         columns += [decayed[t] for t in self._columns.decayed for decayed in self._decayed]
         columns += [self._rate(name) for name in self._columns.priors]
-        return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((self._num_items, 0), np.float32)
+        for row, column in enumerate(columns):
+            self._buffer[row] = column
+        return self._buffer
 
     def _rate(self, name: str) -> NDArray[np.float64]:
         successes, trials = RATES[name]

@@ -1,15 +1,12 @@
 """Writing the performance snapshots, with their statistics over the training window."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from conversion_retrieval.features.array_files import GrowingArray
 from conversion_retrieval.features.config import FeatureConfig
-from conversion_retrieval.features.merge import concatenate_arrays
 from conversion_retrieval.features.performance import BinnedCounts, SnapshotGrid, choose_columns, snapshots
 from conversion_retrieval.features.spec import Statistic
 from conversion_retrieval.features.statistics import Moments
@@ -42,29 +39,16 @@ def write_performance(
     log_scaled = np.arange(len(columns.names)) < columns.log_scaled
     moments = Moments(columns.names, log_scaled)
     offsets = [0]
-    pieces: list[tuple[Path, Path]] = []
-    for number, (items, values) in enumerate(snapshots(counts, grid, columns, num_items)):
-        if windows.train.start < grid.times[number] <= windows.train.end:
-            moments.add(values, count=num_items)
-        pieces.append(_save_piece(directory, number, items, values))
-        offsets.append(offsets[-1] + len(items))
+    with (
+        GrowingArray(directory / "items.npy", np.int32) as stored_items,
+        GrowingArray(directory / "values.npy", np.float32, (len(columns.names),)) as stored_values,
+    ):
+        for number, (items, values) in enumerate(snapshots(counts, grid, columns, num_items)):
+            if windows.train.start < grid.times[number] <= windows.train.end:
+                moments.add(values, count=num_items)
+            stored_items.append(items)
+            stored_values.append(values)
+            offsets.append(offsets[-1] + len(items))
     np.save(directory / "times.npy", grid.times, allow_pickle=False)
     np.save(directory / "offsets.npy", np.array(offsets, np.int64), allow_pickle=False)
-    _join([p for p, _ in pieces], directory / "items.npy", np.int32)
-    _join([p for _, p in pieces], directory / "values.npy", np.float32, (len(columns.names),))
     return PerformanceSummary(names=columns.names, priors=columns.priors, statistics=moments.statistics())
-
-
-def _save_piece(
-    directory: Path, number: int, items: NDArray[np.int32], values: NDArray[np.float32]
-) -> tuple[Path, Path]:
-    paths = directory / f"items-{number}.npy", directory / f"values-{number}.npy"
-    for path, array in zip(paths, (items, values), strict=True):
-        np.save(path, array, allow_pickle=False)
-    return paths
-
-
-def _join(pieces: Sequence[Path], target: Path, kind: Any, width: tuple[int, ...] = ()) -> None:
-    concatenate_arrays(pieces, target, kind, width)
-    for piece in pieces:
-        piece.unlink()

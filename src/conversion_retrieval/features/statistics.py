@@ -18,11 +18,11 @@ class Moments:
 
     def add(self, values: NDArray[np.float32], *, count: int | None = None) -> None:
         """Add raw rows [n, F]; ``count`` rows if the others are known to be zeros."""
-        exact = values.astype(np.float64)
-        exact[:, self._log_scaled] = np.log1p(exact[:, self._log_scaled])
         self._count += len(values) if count is None else count
-        self._total += exact.sum(axis=0)
-        self._squares += (exact**2).sum(axis=0)
+        for column, log in enumerate(self._log_scaled):
+            scaled = np.log1p(values[:, column]) if log else values[:, column].copy()
+            self._total[column] += scaled.sum(dtype=np.float64)
+            self._squares[column] += np.square(scaled).sum(dtype=np.float64)
 
     def statistics(self) -> list[Statistic]:
         """One statistic a column; a constant column gets deviation 1."""
