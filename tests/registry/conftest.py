@@ -1,10 +1,17 @@
 """Registries on both kinds of store."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from conversion_retrieval.registry.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def disk_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crashes here are of processes, not of the power: waiting for the disk is most of the time and tests nothing."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(params=["local", "cloud"])

@@ -159,14 +159,14 @@ def test_missing_guardrail_slices_are_never_a_pass() -> None:
 def test_chance_losses_in_some_of_many_slices_do_not_block_an_equal_candidate() -> None:
     """Fifty slices of equal models: at 5% each, two or three would lose by chance; simultaneous bounds keep it rare."""
     rejected = 0
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         candidate, champion = (np.where(rng.random(10_000) < 0.3, HIT, MISS) for _ in range(2))
         slices = {"surface": np.full(10_000, "all"), "advertiser_size_decile": (np.arange(10_000) % 50).astype(str)}
         world = dataclasses.replace(ranks(candidate, champion), slices=slices)
         decision = decide(inputs_of("same", "present", ranks=world), dataclasses.replace(CONFIG, num_resamples=200))
         rejected += any(c.passed is False for c in decision.checks if c.name.startswith("slice"))
-    assert rejected <= 3
+    assert rejected <= 2
 
 
 def test_an_empty_test_window_is_too_little_and_writes_strict_json(tmp_path) -> None:

@@ -192,13 +192,12 @@ def test_crash_at_any_write_of_a_promotion_leaves_the_old_champion_served_and_a_
 
 
 def test_each_single_crash_before_the_swap_keeps_the_old_champion(registry_uri: str, tmp_path: Path) -> None:
-    """From a fresh registry each time: every file of the upload, the manifest, the swap."""
     old = promote_new(Registry.open(registry_uri), tmp_path, "old")
     files = len([p for p in (tmp_path / "old/bundle").rglob("*") if p.is_file()])
-    for at in range(1, files + 2):
-        candidate = make_bundle(tmp_path / f"new{at}", f"new{at}", state_of(old))
+    candidate = make_bundle(tmp_path / "new", "new", state_of(old))
+    # All files, the manifest last, then the old champion's history entry again; with all of them there, the swap.
+    for at in (*range(1, files + 2), 1, 2):
         with pytest.raises(Crash):
-            # The history entry of the old champion is written again first: one write more than files and swap.
             Registry(CrashingStore(registry_uri, at, after=False)).promote(*candidate)
         assert Registry.open(registry_uri).champion() == old
 

@@ -20,7 +20,7 @@ def test_users_are_drawn_whole_as_in_a_plain_bootstrap_loop() -> None:
     hits = (rng.random(3000) < rng.random(300)[users]).astype(float)[:, None]
     estimates = bootstrap_ratios(hits, np.ones_like(hits), users, num_resamples=2000, seed=0)
     rows = [np.flatnonzero(users == user) for user in range(300)]
-    loop = [hits[np.concatenate([rows[u] for u in rng.integers(0, 300, 300)])].mean() for _ in range(1500)]
+    loop = [hits[np.concatenate([rows[u] for u in rng.integers(0, 300, 300)])].mean() for _ in range(1000)]
     assert estimates.replicates.std() == pytest.approx(np.std(loop), rel=0.1)
     assert estimates.interval(0, 0.95) == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.006)
 
@@ -33,14 +33,14 @@ def test_identical_models_have_a_difference_of_exactly_zero() -> None:
 
 def test_simultaneous_bounds_cover_all_slices_at_the_stated_rate() -> None:
     covered = 0
-    for seed in range(150):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         inside = np.eye(10)[np.arange(2000) % 10]
         hits = (rng.random(2000) < 0.4)[:, None] * inside
         estimates = bootstrap_ratios(hits, inside, np.arange(2000), num_resamples=300, seed=seed)
         low, high = estimates.simultaneous(list(range(10)), 0.9)
         covered += bool(np.all((low <= 0.4) & (high >= 0.4)))
-    assert 0.82 <= covered / 150 <= 0.97
+    assert 0.8 <= covered / 60 <= 0.99
 
 
 def test_one_missing_number_makes_its_own_column_unknown_and_no_other() -> None:
