@@ -226,3 +226,11 @@ def test_performance_rows_equal_the_dense_table(tmp_path):
         np.testing.assert_array_equal(data.performance_rows(items, snapshot), dense[items])
         unseen = data.performance_rows(np.array([-1]), snapshot)
         np.testing.assert_array_equal(unseen, data.performance(-1)[:1])
+
+
+def test_coverage_compares_training_rows_with_all_that_are_served(tmp_path):
+    items = items_table(4, category=["a", None, "new", "new"], price=[1.0, 2.0, 3.0, None])
+    rows = [event("u0", "i0", "click", 1), event("u0", "i1", "click", 2), event("u0", "i2", "click", 25)]
+    covered = build_world(tmp_path, rows, items=items).dataset.metadata["coverage"]["items"]
+    assert covered["train"] == {"advertiser_id": 0.0, "category": 0.5, "price": 0.0}
+    assert covered["serve"] == {"advertiser_id": 0.25, "category": 0.75, "price": 0.25}

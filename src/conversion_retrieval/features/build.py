@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import LabelConfig
+from conversion_retrieval.features.coverage import coverage
 from conversion_retrieval.features.events import EventScan, event_files, scan_events
 from conversion_retrieval.features.inference import Entities, infer
 from conversion_retrieval.features.label_statistics import (
@@ -180,7 +181,14 @@ class _Build:
         )
         spec = self._spec(features_dir, first_seen, aggregate_statistics(features_dir, names), performance.statistics)
         spec.save(spec_dir)
-        write_json(features_dir / "features.json", self._metadata(features_dir, names, performance, first_seen))
+        covered = {
+            "items": coverage(spec.items, spec.encode_items(self._items), first_seen < FOREVER),
+            "users": coverage(spec.users, spec.encode_users(self._users.table), self._user_seen()),
+        }
+        write_json(
+            features_dir / "features.json",
+            {**self._metadata(features_dir, names, performance, first_seen), "coverage": covered},
+        )
 
     @property
     def _item_ids(self) -> pa.Array:
