@@ -52,7 +52,7 @@ def world(users: int) -> SeparableWorld:
     )
 
 
-def our_config(batch_size: int, *, dssm: bool) -> PipelineConfig:
+def our_config(batch_size: int, precision: str, *, dssm: bool) -> PipelineConfig:
     """The shape of a DSSM, or the default architecture with the same widths."""
     tower: dict[str, Any] = {"hidden_sizes": WIDTHS}
     model: dict[str, Any] = {"embedding_dim": DIM, "feature_dim": DIM}
@@ -63,7 +63,7 @@ def our_config(batch_size: int, *, dssm: bool) -> PipelineConfig:
         {
             "model": {**model, "query_tower": tower, "item_tower": tower},
             "losses": {"softmax": "sampled", "uniform_negatives": 0, "advertiser_weight": 0},
-            "training": {"batch_size": batch_size, "device": "cpu"},
+            "training": {"batch_size": batch_size, "device": "cpu", "precision": precision},
         }
     )
 
@@ -254,14 +254,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--users", type=int, default=8000)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of ours")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = world(options.users)
-    print_memory(data, our_config(options.batch_size, dssm=False))
+    print_memory(data, our_config(options.batch_size, options.precision, dssm=False))
     runners: dict[str, Any] = {
-        "ours, DSSM shape": Ours(data, our_config(options.batch_size, dssm=True)),
-        "ours, default architecture": Ours(data, our_config(options.batch_size, dssm=False)),
+        "ours, DSSM shape": Ours(data, our_config(options.batch_size, options.precision, dssm=True)),
+        "ours, default architecture": Ours(data, our_config(options.batch_size, options.precision, dssm=False)),
     }
     if options.rechub:
         sys.path.insert(0, options.rechub)

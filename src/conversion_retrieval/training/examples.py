@@ -69,8 +69,8 @@ class PositiveCounts:
 
 def count_queries(query: Indices, code: NDArray[np.integer], num_queries: int) -> PositiveCounts:
     """Count distinct queries a code from (query, code) pairs."""
-    pairs = np.unique(np.stack([code.astype(np.int64), query]), axis=1)
-    codes, counts = np.unique(pairs[0], return_counts=True)
+    pairs = np.unique(code.astype(np.int64) * num_queries + query)
+    codes, counts = np.unique(pairs // max(num_queries, 1), return_counts=True)
     return PositiveCounts(num_queries=num_queries, codes=codes, counts=counts)
 
 

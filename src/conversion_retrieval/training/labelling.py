@@ -54,6 +54,16 @@ class LabelMaker:
         """Mean weight of a task's positives of a query; tasks without positives are missing."""
         return self.examples.task_weight_per_query()
 
+    @cached_property
+    def catalogue_advertisers(self) -> AdvertiserPool:
+        """The advertisers of the whole catalogue."""
+        return AdvertiserPool.of(whole_catalogue(self.num_items), self.examples.item_advertiser)
+
+    @property
+    def corrects_logq(self) -> bool:
+        """Whether candidates are a sample whose Q must be corrected for."""
+        return self.losses.logq_correction and not self.full
+
     @property
     def with_advertisers(self) -> bool:
         """Whether there is an advertiser-level loss: it needs conversions."""
@@ -135,10 +145,11 @@ class _Draw:
 
     def _same_user(self, owner: Indices, code: Indices) -> tuple[Indices, Indices]:
         """(query, code) for every query of the batch and every code of a positive of its user."""
-        pairs = np.unique(np.stack([self._user[owner], code]), axis=1)
-        offsets = np.searchsorted(pairs[0], np.arange(self._user.max(initial=-1) + 2))
+        width = int(code.max(initial=0)) + 1
+        pairs = np.unique(self._user[owner] * width + code)
+        offsets = np.searchsorted(pairs, width * np.arange(self._user.max(initial=-1) + 2))
         query, flat = expand(offsets, self._user)
-        return query, pairs[1][flat]
+        return query, pairs[flat] % width
 
     def _pool(self, generator: np.random.Generator) -> Pool:
         if self.maker.full:
@@ -150,41 +161,48 @@ class _Draw:
         if not self.maker.full:
             inside = np.isin(item, pool.candidates)
             row, item = row[inside], item[inside]
-        counts = self.maker.examples.item_counts[self.snapshot]
         return Contrast(
             num_candidates=pool.num_candidates,
             excluded=pairs_tensor(row, pool.positions(item), self.maker.device),
-            offsets=self._offsets(counts, pool.candidates, np.float64(1 / self.maker.num_items)),
+            offsets=self._item_offsets(pool),
         )
 
     def _advertisers(self, pool: Pool) -> AdvertiserLabels:
         """Conversions' advertisers against the other advertisers of the candidates."""
         own, rows, device = self._positives, self._softmax_rows, self.maker.device
         advertiser = self.maker.examples.item_advertiser
-        advertisers = AdvertiserPool.of(pool, advertiser)
+        advertisers = self.maker.catalogue_advertisers if self.maker.full else AdvertiserPool.of(pool, advertiser)
         code = advertiser[own.item].astype(np.int64)
         known, number = advertisers.find(code)
         excluded_row, excluded_code = rows.excluded(code, self._same_user)
         there, excluded_number = advertisers.find(excluded_code)
-        counts = self.maker.examples.advertiser_counts[self.snapshot]
-        share = self.maker.advertiser_share[advertisers.codes]
         contrast = Contrast(
             num_candidates=len(advertisers.codes),
             excluded=pairs_tensor(excluded_row[there], excluded_number[there], device),
-            offsets=self._offsets(counts, advertisers.codes, share),
+            offsets=self._advertiser_offsets(advertisers),
         )
         positives = positives_tensor(rows, own, number, known & of_task(own, "conversion"), device)
         return AdvertiserLabels(
             contrast=contrast, group=as_tensor(advertisers.group, device, torch.int64), positives=positives
         )
 
+    def _item_offsets(self, pool: Pool) -> torch.Tensor | None:
+        if not self.maker.corrects_logq:
+            return None
+        counts = self.maker.examples.item_counts[self.snapshot]
+        return self._offsets(counts, pool.candidates, np.float64(1 / self.maker.num_items))
+
+    def _advertiser_offsets(self, advertisers: AdvertiserPool) -> torch.Tensor | None:
+        if not self.maker.corrects_logq:
+            return None
+        counts = self.maker.examples.advertiser_counts[self.snapshot]
+        return self._offsets(counts, advertisers.codes, self.maker.advertiser_share[advertisers.codes])
+
     def _offsets(
         self, counts: PositiveCounts, codes: Indices, uniform_share: NDArray[np.float64] | np.float64
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         """-logQ of the candidates called ``codes``."""
         config = self.maker.losses
-        if self.maker.full or not config.logq_correction:
-            return None
         log_q = log_inclusion(counts.of(codes), counts.num_queries, len(self.rows), uniform_share, config)
         return as_tensor(-log_q, self.maker.device, torch.float32)
 
