@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir --no-deps --only-binary :all: ${TORCH_INDEX_URL:+
 # Last, because it is what changes: a new version of the code reuses every layer above.
 COPY dist/conversion_retrieval-*.whl /opt/wheels/
 RUN pip install --no-cache-dir --no-deps /opt/wheels/*.whl \
-    && python -c "import conversion_retrieval.serving, conversion_retrieval.features.build, faiss, torch, great_expectations, kfp.dsl" \
+    && _KFP_RUNTIME=true python -c "import conversion_retrieval.serving, conversion_retrieval.features.build, faiss, torch, great_expectations, kfp.dsl" \
     && conversion-retrieval --help
 
 USER 10001:10001

@@ -15,7 +15,7 @@ RUN pip install --no-cache-dir --no-deps --only-binary :all: --requirement /opt/
 # Last, because it is what changes: a new version of the code reuses every layer above.
 COPY dist/conversion_retrieval-*.whl /opt/wheels/
 RUN pip install --no-cache-dir --no-deps /opt/wheels/*.whl \
-    && python -c "import conversion_retrieval.training.worker, torch, kfp.dsl; assert torch.__version__.startswith('2.13.0'), torch.__version__"
+    && _KFP_RUNTIME=true python -c "import conversion_retrieval.training.worker, torch, kfp.dsl; assert torch.__version__.startswith('2.13.0'), torch.__version__"
 
 USER 10001:10001
 WORKDIR /tmp

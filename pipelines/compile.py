@@ -75,12 +75,11 @@ def compile_pipeline(output: Path, place: Placement, *, manifests: bool = False)
     pipeline = training_pipeline(place)
     content = _compiled(pipeline)
     version = version_name(content)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(output, content)
+    _write(output, content)
     if not manifests:
         return Compiled(path=output, version=version)
     manifests_path = output.with_suffix(".manifests.yaml")
-    write_bytes(manifests_path, _compiled(pipeline, version=version))
+    _write(manifests_path, _compiled(pipeline, version=version))
     return Compiled(path=output, version=version, manifests_path=manifests_path)
 
 
@@ -93,6 +92,14 @@ def images(content: bytes) -> set[str]:
     """The images that a compiled pipeline names."""
     spec = next(yaml.safe_load_all(content))
     return {executor["container"]["image"] for executor in spec["deploymentSpec"]["executors"].values()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"expected to write {path}, found: {error.strerror}; choose another --output") from None
 
 
 def _compiled(pipeline: Any, *, version: str = "") -> bytes:

@@ -19,6 +19,7 @@ from tests.worlds import tiny_world
 
 COMPONENTS = Path(__file__).parents[2] / "components"
 STAGES = ("validate_data", "build_features", "train", "evaluate", "build_index", "gate", "promote", "notify")
+FILES = sorted({path.stem for path in COMPONENTS.glob("*.py")} - {"__init__", "images"})
 CONFIG = json.dumps(
     {
         "training": {"max_steps": 2, "batch_size": 256},
@@ -109,13 +110,12 @@ def done(root) -> dict[str, object]:
 
 
 def test_there_is_a_component_for_every_stage_and_its_name_is_the_files_and_the_functions():
-    files = {path.stem for path in COMPONENTS.glob("*.py")} - {"__init__", "images"}
-    assert files == set(STAGES)
-    for stage in STAGES:
-        assert component(stage).name == stage.replace("_", "-")
+    assert set(STAGES) <= set(FILES)
+    for name in FILES:
+        assert component(name).name == name.replace("_", "-")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", FILES)
 def test_a_component_is_short_and_has_no_logic(stage):
     source = (COMPONENTS / f"{stage}.py").read_text()
     assert len(source.splitlines()) <= 62
@@ -161,7 +161,7 @@ def test_a_component_without_artifact_inputs_runs_in_a_process_of_its_own(in_pro
     open_artifact(task.outputs["snapshot"].path, kind="snapshot")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", FILES)
 def test_a_body_uses_no_name_of_its_module(stage):
     """The process that runs a body has only the body: anything global but builtins and ``dsl`` is a NameError there."""
     function = component(stage).python_func

@@ -63,6 +63,12 @@ def test_a_mutable_image_passes_only_when_allowed(tmp_path):
     assert images(compile_pipeline(tmp_path / "p.yaml", place).path.read_bytes()) == {"repo/cpu:dev", "repo/gpu:dev"}
 
 
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"expected to write .* choose another --output"):
+        compile_pipeline(tmp_path / "file" / "p.yaml", placement())
+
+
 def test_manifests_hold_the_pipeline_and_the_version_that_the_content_names(tmp_path):
     result = compile_pipeline(tmp_path / "p.yaml", placement(), manifests=True)
     assert result.manifests_path is not None

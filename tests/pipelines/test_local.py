@@ -1,5 +1,6 @@
 """The whole pipeline run from its compiled YAML, once per verdict; oracle: the registry's contents."""
 
+import io
 import json
 import shutil
 import threading
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
+from pipelines import summary
 from pipelines.local import LOG_FILE, run_locally
 from pipelines.stage_view import StageView
 from tests.worlds import tiny_world
@@ -80,6 +83,17 @@ def test_a_good_candidate_becomes_the_champion_and_the_webhook_hears_of_it(data_
     url, received = webhook
     result = run(data_dir, tmp_path, "gate.min_conversions=1", url=url, allow_first=True)
     assert result.verdict == "promote"
+    shown = io.StringIO()
+    summary.show(result, Console(file=shown, width=160))
+    for expected in (
+        "recall@10 ",
+        "recall@100 ",
+        "recall@1000",
+        "popularity",
+        "verdict: promote",
+        str(result.report_path),
+    ):
+        assert expected in shown.getvalue()
     (version,) = versions(tmp_path)
     champion = json.loads((tmp_path / "registry" / "champion.json").read_text())
     manifest = open_artifact(version, kind="bundle")
@@ -134,6 +148,13 @@ def test_a_fault_of_a_stage_is_one_line_and_the_exit_handler_still_tells(data_di
     assert message["state"] == "FAILED"
 
 
+def test_an_unwritable_registry_is_one_line_before_anything_is_trained(data_dir, tmp_path):
+    (tmp_path / "registry").write_text("a file where the directory should be")
+    with pytest.raises(UserError, match=r"^validate_data: .*registry.*") as caught:
+        run(data_dir, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
     from filelock import FileLock
 
@@ -144,8 +165,6 @@ def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
 
 @pytest.fixture
 def view(tmp_path) -> Iterator[StageView]:
-    from rich.console import Console
-
     with (tmp_path / "shown").open("w") as file:
         stages = StageView(tmp_path / "log", stages=("train",), console=Console(file=file, width=200))
         yield stages
