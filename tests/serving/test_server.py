@@ -113,6 +113,16 @@ def test_answers_are_those_of_the_retriever(service: Service, retriever: Retriev
     assert list(found["item_ids"][1][3:]) == [""] * 4
 
 
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
+def test_good_request_is_answered_whatever_its_content_type(
+    service: Service, retriever: Retriever, content_type: str | None
+) -> None:
+    connection = service.connect()
+    headers = {"Content-Type": content_type} if content_type else {}
+    connection.request("POST", INFER, body(json.dumps(history_document(retriever))).encode(), headers)
+    assert connection.getresponse().status == 200
+
+
 def test_user_known_from_the_data_needs_no_history(service: Service, run: Run) -> None:
     from conversion_retrieval.serving.commands import read_user_events
     from conversion_retrieval.tables import read_tables

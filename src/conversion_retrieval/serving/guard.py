@@ -51,7 +51,10 @@ class RequestGuard:
             self._on_refusal(refused.status)
             await _answer(send, refused)
             return
-        await self._app(scope, receive if body is None else _replay(body, receive), send)
+        if body is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._app(_as_json(scope), _replay(body, receive), send)
 
 
 async def _checked_body(scope: Scope, receive: Receive) -> bytes | None:
@@ -151,6 +154,12 @@ def _check_nesting(body: bytes) -> None:
 
 def _bad(expected: str, found: str) -> Refused:
     return Refused(HTTPStatus.BAD_REQUEST, f"expected {expected}, found {found}")
+
+
+def _as_json(scope: Scope) -> Scope:
+    """The body was checked to be JSON, whatever its sender calls it; the model server goes by the header."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    return {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
