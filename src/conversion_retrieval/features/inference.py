@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -163,7 +162,9 @@ def _item_ids(items: Entities, config: FeatureConfig) -> tuple[ItemIds, Vocabula
         codes = np.arange(1, len(values) + 1, dtype=np.int32)
         return ItemIds(kind="plain", buckets=len(values)), Vocabulary(values=values, codes=codes)
     buckets = buckets or config.max_plain_item_ids
-    hashes = pd.util.hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
+    from pandas.util import hash_array  # slow to import, and plain ids do without
+
+    hashes = hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
     codes = (hashes % np.uint64(buckets)).astype(np.int32) + 1
     return ItemIds(kind="hashed", buckets=buckets), Vocabulary(values=values, codes=codes.astype(np.int32))
 

@@ -49,9 +49,19 @@ def timeline(block: EventBlock) -> Timeline:
     names = ("user", "available", "time", "type", "item", "surface")
     columns = {name: getattr(block, name) for name in names}
     if np.any(block.available != block.time):
-        order = np.lexsort((block.available, block.user))  # stable: ties stay in event order
+        order = _by_user_and_availability(block)
         columns = {name: values[order] for name, values in columns.items()}
     return Timeline(offsets=block.offsets, **columns)
+
+
+def _by_user_and_availability(block: EventBlock) -> NDArray[np.int64]:
+    """The stable order: ties stay in event order."""
+    first = int(block.available.min())
+    span = int(block.available.max()) - first + 1
+    if span >= 2**62 // len(block.offsets):
+        return np.lexsort((block.available, block.user))
+    # One nearly sorted key: a merge sort finds the runs, which makes this several times faster than a lexsort.
+    return np.argsort(block.user * np.int64(span) + (block.available - first), kind="stable")
 
 
 def aggregate_names(config: FeatureConfig) -> tuple[str, ...]:
