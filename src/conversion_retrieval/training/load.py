@@ -69,7 +69,8 @@ class LoadedModel:
         self, dataset: FeatureDataset, arrays: QueryArrays, *, head: str = SERVED_HEAD
     ) -> NDArray[np.float32]:
         """Vectors [B, D] of queries given as arrays, whose items are rows of the dataset's catalogue."""
-        self.model.eval()
+        if self.model.training:  # switching walks over all modules, which a single query would feel
+            self.model.eval()
         inputs = QueryInputs.of(arrays, dataset.num_items, self.device)
         vectors = self.model.encode_queries(inputs, self.catalogue(dataset).history, head)
         return np.asarray(vectors.float().cpu().numpy())
