@@ -10,13 +10,19 @@ from conversion_retrieval.training.stage import make_trainer
 from tests.training.runs import small_config
 from tests.training.separable import separable_world
 
-SOFTMAXES = {"full": {}, "sampled": {}, "sampled_by_positive": {"mask_same_user_positives": False}}
+SOFTMAXES = {
+    "full": {},
+    "sampled": {},
+    "sampled_by_positive": {"mask_same_user_positives": False},
+    "sampled_sparse": {},
+}
 
 
 def gradients(softmax: str, shard: Shard) -> dict[str, torch.Tensor]:
     """This process's share of the gradients of the first batch, without dropout."""
     losses = {"softmax": softmax.split("_")[0], **SOFTMAXES[softmax]}
-    config = small_config(losses=losses, model={"history": {"dropout": 0.0}})
+    training = {"optimizer": "adamw_sparse" if softmax.endswith("sparse") else "adamw"}
+    config = small_config(losses=losses, training=training, model={"history": {"dropout": 0.0}})
     world = separable_world(num_users=60)
     trainer = make_trainer(world, config, shard=shard)
     snapshot, rows = batch_order(trainer.builder.examples, 37, seed=0, epoch=0)[0]
@@ -24,7 +30,10 @@ def gradients(softmax: str, shard: Shard) -> dict[str, torch.Tensor]:
     trainer.learner.losses(batch).total.backward()
     parameters = trainer.learner.optimizer.parameters
     sum_gradients(parameters.values())
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    found = {name: p.grad.to_dense().clone() for name, p in parameters.items() if p.grad is not None}
+    trainer.learner.optimizer.clip()
+    trainer.learner.optimizer.step(0)  # takes the summed gradients, sparse ones included
+    return found
 
 
 def in_process(rank: int, world_size: int, directory: str) -> None:

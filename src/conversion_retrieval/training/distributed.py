@@ -72,17 +72,20 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Add up the gradients of all processes; a parameter that a process's part did not touch counts as zero."""
     if not dist.is_initialized():
         return
-    dense = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_dense()
-        dense.append(parameter.grad)
+    touched = list(parameters)
+    dense = [_dense_gradient(parameter) for parameter in touched]
     flat = torch.cat([gradient.flatten() for gradient in dense])
     dist.all_reduce(flat)
-    for gradient, summed in zip(dense, torch.split(flat, [g.numel() for g in dense]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    for parameter, summed in zip(touched, torch.split(flat, [g.numel() for g in dense]), strict=True):
+        gradient = summed.view_as(parameter)
+        sparse = parameter.grad is not None and parameter.grad.is_sparse
+        parameter.grad = gradient.to_sparse(1) if sparse else gradient
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
 def sum_numbers(values: list[float], device: torch.device) -> list[float]:
