@@ -1,5 +1,6 @@
 """The two towers: queries and items to vectors whose inner product is the score."""
 
+import math
 from typing import Final
 
 import torch
@@ -22,6 +23,8 @@ from conversion_retrieval.model.tower import Tower
 TASKS: Final = ("conversion", "engagement")
 UNIFIED_HEAD: Final = "unified"
 SERVED_HEAD: Final = "conversion"
+# Cosine scores are divided by about this (``LossConfig.temperature``), inner products by 1.
+START_TEMPERATURE: Final = 0.07
 
 
 class Heads(nn.ModuleDict):
@@ -48,16 +51,32 @@ def _linear(input_dim: int, output_dim: int, gain: float) -> nn.Linear:
 class PopularityBias(nn.Module):
     """One more dimension, so that a score can rise with popularity by as much as surface and user ask for.
 
-    Item side: a small network over the performance features. Query side: a positive linear weight. In a cosine
-    score, an item that everybody buys could otherwise not stand out for a user about whom nothing is known.
+    Item side: log popularity, known to be right for a user about whom nothing else is, corrected by a small network
+    over the performance features. Query side: a positive weight, 1 in the loss's scale before training.
     """
 
-    def __init__(self, item_dim: int, query_dim: int) -> None:
+    def __init__(self, sizes: InputSizes, query_dim: int, *, scale: float) -> None:
         super().__init__()
-        self.item = nn.Sequential(nn.Linear(item_dim, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.scale = scale
+        self.linear = nn.Linear(sizes.item_performance, 1)
+        self.correction = nn.Sequential(nn.Linear(sizes.item_performance, 32), nn.ReLU(), nn.Linear(32, 1))
         self.query = nn.Linear(query_dim, 1)
+        start = sizes.popularity or (0.0,) * sizes.item_performance
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.tensor([start]))
+            self.correction[2].weight.mul_(0.1)
+        nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.query.weight)
-        nn.init.zeros_(self.query.bias)
+        nn.init.constant_(self.query.bias, math.log(math.e - 1))  # softplus of this is 1
+
+    def item(self, performance: Tensor) -> Tensor:
+        """The items' dimension, [M, 1]."""
+        popularity: Tensor = self.linear(performance) + self.correction(performance)
+        return popularity
+
+    def weight(self, preferences: Tensor) -> Tensor:
+        """The queries' dimension, [B, 1]."""
+        return self.scale * functional.softplus(self.query(preferences))
 
 
 class ItemTower(nn.Module):
@@ -129,7 +148,8 @@ class TwoTower(nn.Module):
         self.history_embedding = None if shared else ItemEmbedding(sizes.items, config, sparse=sparse)
         self.query_tower, self.item_tower = QueryTower(sizes, config), ItemTower(sizes, config)
         has_bias = config.popularity_bias and sizes.item_performance > 0
-        self.bias = PopularityBias(sizes.item_performance, self.query_tower.preference_dim) if has_bias else None
+        scale = START_TEMPERATURE if config.normalize else 1.0
+        self.bias = PopularityBias(sizes, self.query_tower.preference_dim, scale=scale) if has_bias else None
 
     @property
     def output_dim(self) -> int:
@@ -168,7 +188,7 @@ class TwoTower(nn.Module):
     def query_vectors(self, queries: QueryInputs, embedded: Tensor) -> dict[str, Tensor]:
         """As ``encode_queries`` for every head, by its name."""
         preferences = self.query_tower.preferences(queries)
-        weight = None if self.bias is None else functional.softplus(self.bias.query(preferences))
+        weight = None if self.bias is None else self.bias.weight(preferences)
         return self._finished(self.query_tower(queries, preferences, embedded), weight)
 
     def head_of(self, task: str) -> str:

@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.evaluation.ranking import top_k
+from conversion_retrieval.evaluation.events import seen_items
+from conversion_retrieval.evaluation.ranking import DotProductScores, ItemLists, score_ranks
+from conversion_retrieval.evaluation.window import EvaluationWindow
 from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.model.inputs import EntityInputs
 from conversion_retrieval.model.two_tower import TASKS, TwoTower
@@ -29,6 +31,11 @@ class Validator:
     catalogue: EntityInputs
     config: PipelineConfig
     shard: Shard
+
+    @cached_property
+    def window(self) -> EvaluationWindow:
+        """The validation split with the users' full histories."""
+        return EvaluationWindow.of(self.dataset, "validation")
 
     @cached_property
     def metric(self) -> str:
@@ -79,20 +86,30 @@ class Validator:
         return self._recalls(np.array(summed).reshape(counts.shape))
 
     def _count(self, loaded: LoadedModel, snapshot: int, rows: Indices) -> NDArray[np.float64]:
-        """[task, all or new to the user, hits or positives]."""
-        queries = loaded.encode_queries(self.dataset, self.split, rows)
-        _, found = top_k(queries, loaded.encode_items(self.dataset, snapshot), self.k)
+        """[task, all or new to the user, hits or positives].
+
+        Items new to the user are ranked without those that the user had before, as the evaluation does.
+        """
         positives = self.split.positives
         owner, flat = expand(positives.offsets, rows)
+        lengths = np.diff(positives.offsets)[rows]
+        lists = ItemLists(offsets=np.concatenate([[0], np.cumsum(lengths)]), items=positives.item[flat])
+        ranks = score_ranks(
+            DotProductScores(
+                loaded.encode_queries(self.dataset, self.split, rows), loaded.encode_items(self.dataset, snapshot)
+            ),
+            self.dataset.num_items,
+            lists,
+            removed=seen_items(self.window.log, self.window.windows.rows(rows)),
+        )
         key = owner * self.dataset.num_items + positives.item[flat]
-        retrieved = (np.arange(len(rows))[:, None] * self.dataset.num_items + found).ravel()
-        hit = np.isin(key, retrieved)
         counts = np.zeros((len(TASKS), 2, 2))
         for task in range(len(TASKS)):
-            for only_new in (False, True):
+            for only_new, rank in ((False, ranks.full), (True, ranks.without_removed)):
                 chosen = (positives.task[flat] == task) & (positives.new_to_user[flat] | (not only_new))
                 _, first = np.unique(key[chosen], return_index=True)
-                counts[task, int(only_new)] = hit[chosen][first].sum(), len(first)
+                found = rank[chosen][first]
+                counts[task, int(only_new)] = ((found >= 0) & (found < self.k)).sum(), len(first)
         return counts
 
     def _recalls(self, counts: NDArray[np.float64]) -> dict[str, float]:
