@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="The training pipeline: compile it to YAML, run it here, or run and schedule it on Kubeflow.",
+    help="The pipelines: compile one to YAML, run training here, or run and schedule either on Kubeflow.",
 )
 
 Host = Annotated[
@@ -52,6 +52,7 @@ def main() -> None:
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option(help="YAML file to write.")] = Path("pipeline.yaml"),
+    pipeline: Annotated[str, typer.Option(help="Which one: training or ablation.")] = "training",
     image_cpu: Annotated[str, typer.Option(help="Image of the CPU stages, name@sha256:...")] = "",
     image_gpu: Annotated[str, typer.Option(help="Image of the GPU stages, name@sha256:...")] = "",
     allow_mutable_image: MutableImage = False,
@@ -82,7 +83,7 @@ def compile_(
         queue=queue,
         cost_center=cost_center,
     )
-    compiled = compiling.compile_pipeline(output, place, manifests=manifests)
+    compiled = compiling.compile_pipeline(output, place, pipeline_name=pipeline, manifests=manifests)
     print(f"{compiled.path}: version {compiled.version}")
     if compiled.manifests_path:
         print(f"{compiled.manifests_path}: Pipeline and PipelineVersion")

@@ -1,8 +1,9 @@
-"""Compile the pipeline to YAML: the same bytes every time, images pinned, a version named after the content."""
+"""Compile a pipeline to YAML: the same bytes every time, images pinned, a version named after the content."""
 
 import hashlib
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +15,15 @@ from components.images import CPU_IMAGE, GPU_IMAGE
 from conversion_retrieval.contracts import write_bytes
 from conversion_retrieval.errors import UserError
 from pipelines import cluster
+from pipelines.ablation import ablation_pipeline
 from pipelines.placement import Placement
-from pipelines.training import PIPELINE_NAME, training_pipeline
+from pipelines.training import training_pipeline
 
 PINNED: Final = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
+PIPELINES: Final[Mapping[str, Callable[[Placement], Any]]] = {
+    "training": training_pipeline,
+    "ablation": ablation_pipeline,
+}
 LOCAL_IMAGES: Final = frozenset({CPU_IMAGE, GPU_IMAGE})
 
 
@@ -70,11 +76,18 @@ def require_pinned(image: str, *, where: str) -> None:
         )
 
 
-def compile_pipeline(output: Path, place: Placement, *, manifests: bool = False) -> Compiled:
-    """Write the pipeline's YAML to ``output``, and with ``manifests`` its Kubernetes resources beside it."""
-    pipeline = training_pipeline(place)
+def compile_pipeline(
+    output: Path, place: Placement, *, pipeline_name: str = "training", manifests: bool = False
+) -> Compiled:
+    """Write a pipeline's YAML to ``output``, and with ``manifests`` its Kubernetes resources beside it.
+
+    Raises ``UserError`` for a pipeline that is not one of ``PIPELINES`` and an output that cannot be written.
+    """
+    if pipeline_name not in PIPELINES:
+        raise UserError(f"expected a pipeline out of {', '.join(PIPELINES)}, found {pipeline_name!r}")
+    pipeline = PIPELINES[pipeline_name](place)
     content = _compiled(pipeline)
-    version = version_name(content)
+    version = version_name(pipeline.name, content)
     _write(output, content)
     if not manifests:
         return Compiled(path=output, version=version)
@@ -83,9 +96,9 @@ def compile_pipeline(output: Path, place: Placement, *, manifests: bool = False)
     return Compiled(path=output, version=version, manifests_path=manifests_path)
 
 
-def version_name(content: bytes) -> str:
-    """The name of the pipeline version that these bytes are."""
-    return f"{PIPELINE_NAME}-{hashlib.sha256(content).hexdigest()[:12]}"
+def version_name(pipeline_name: str, content: bytes) -> str:
+    """The name of the pipeline's version that these bytes are."""
+    return f"{pipeline_name}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def images(content: bytes) -> set[str]:
@@ -107,7 +120,7 @@ def _compiled(pipeline: Any, *, version: str = "") -> bytes:
     if version:
         options["kubernetes_manifest_format"] = True
         options["kubernetes_manifest_options"] = compiler.compiler_utils.KubernetesManifestOptions(
-            pipeline_name=PIPELINE_NAME,
+            pipeline_name=pipeline.name,
             pipeline_version_name=version,
             namespace=cluster.NAMESPACE,
             include_pipeline_manifest=True,

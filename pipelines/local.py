@@ -15,10 +15,9 @@ from kfp import components, local
 from conversion_retrieval.config import config_values, load_config
 from conversion_retrieval.errors import UserError
 from pipelines.compile import compile_pipeline, placement
-from pipelines.placement import STAGE_RESOURCES
 from pipelines.stage_view import StageView
 from pipelines.summary import RunSummary, summarize
-from pipelines.training import PIPELINE_NAME
+from pipelines.training import PIPELINE_NAME, STAGES
 
 PIPELINE_FILE: Final = "pipeline.yaml"
 LOG_FILE: Final = "run.log"
@@ -67,7 +66,7 @@ def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path)
         pipeline_root=str(output_dir),
         workspace_root=str(output_dir / "workspace"),
     )
-    with contextlib.closing(StageView(log_path, stages=tuple(STAGE_RESOURCES))) as view:
+    with contextlib.closing(StageView(log_path, stages=STAGES)) as view:
         try:
             with _environment(), contextlib.redirect_stdout(view), warnings.catch_warnings():
                 # kfp.local warns of every request and limit that a process on this machine does not have.

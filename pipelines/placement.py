@@ -56,6 +56,15 @@ STAGE_RESOURCES: Final[Mapping[str, Resources]] = {
     "notify": Resources(
         cpu_request="100m", cpu_limit="500m", memory_request="256Mi", memory_limit="512Mi", timeout_seconds=5 * MINUTE
     ),
+    "plan_variants": Resources(
+        cpu_request="100m", cpu_limit="1", memory_request="256Mi", memory_limit="1Gi", timeout_seconds=5 * MINUTE
+    ),
+    "name_variant": Resources(
+        cpu_request="100m", cpu_limit="1", memory_request="1Gi", memory_limit="2Gi", timeout_seconds=30 * MINUTE
+    ),
+    "compare_variants": Resources(
+        cpu_request="1", cpu_limit="2", memory_request="4Gi", memory_limit="8Gi", timeout_seconds=HOUR
+    ),
 }
 
 

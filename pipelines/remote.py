@@ -50,10 +50,11 @@ def prepare(path: Path, given: Iterable[str], *, allow_mutable_image: bool = Fal
     if not allow_mutable_image:
         for image in sorted(images(content)):
             require_pinned(image, where=str(path))
+    pipeline_name = spec["pipelineInfo"]["name"]
     return Submission(
         path=path,
-        pipeline_name=spec["pipelineInfo"]["name"],
-        version_name=version_name(content),
+        pipeline_name=pipeline_name,
+        version_name=version_name(pipeline_name, content),
         parameters=check_parameters(spec, given),
     )
 

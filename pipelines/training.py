@@ -16,6 +16,7 @@ from pipelines import cluster
 from pipelines.placement import Placement
 
 PIPELINE_NAME = "conversion-retrieval-training"
+STAGES = ("validate_data", "build_features", "train", "evaluate", "build_index", "gate", "promote", "notify")
 
 
 def training_pipeline(place: Placement) -> Any:

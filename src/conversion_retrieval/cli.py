@@ -96,7 +96,9 @@ def retrieve(
     output: Annotated[Optional[Path], typer.Option(help="Parquet file for the candidates of --requests.")] = None,
     surface: Annotated[Optional[str], typer.Option(help="Surface of the request.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many candidates.", min=1)] = 100,
-    exclude_seen: Annotated[bool, typer.Option(help="Leave out what the user converted on before.")] = False,
+    exclude_seen: Annotated[
+        bool, typer.Option(help="Leave out items that the user clicked, saved, carted or bought.")
+    ] = False,
     advertiser_cap: Annotated[int, typer.Option(help="At most this many items of one advertiser; 0: no cap.")] = 0,
 ) -> None:
     """Retrieve candidates from the champion for one user, or for many from a file."""
@@ -104,11 +106,11 @@ def retrieve(
 
     if (user is None) == (requests is None):
         raise UserError("expected either --user ID or --requests FILE, found both or neither")
-    options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
+    limits = {"k": k, "advertiser_cap": advertiser_cap}
     if user is not None:
-        commands.retrieve_user(registry, data, user, surface=surface, **options)
+        commands.retrieve_user(registry, data, user, surface=surface, exclude_seen=exclude_seen, **limits)
     elif requests is not None:
-        commands.retrieve_requests(registry, data, requests, output, **options)
+        commands.retrieve_requests(registry, data, requests, output, exclude_seen=exclude_seen, **limits)
 
 
 @app.command()
@@ -189,8 +191,11 @@ def registry_diff(registry: RegistryUri, first: str, second: str) -> None:
 def registry_prune(
     registry: RegistryUri,
     keep: Annotated[int, typer.Option(help="How many of the newest versions to keep.", min=1)] = 10,
+    partial_hours: Annotated[
+        float, typer.Option(help="Delete uploads that never finished, this long after their last write.", min=0)
+    ] = 24.0,
 ) -> None:
-    """Delete old versions, never the champion nor its predecessor."""
+    """Delete old versions and unfinished uploads, never the champion nor its predecessor."""
     from conversion_retrieval.registry import commands
 
-    commands.prune(registry, keep)
+    commands.prune(registry, keep, partial_hours=partial_hours)

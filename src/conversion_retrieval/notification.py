@@ -37,8 +37,10 @@ def record_outcome(
 ) -> None:
     """Keep what a run has come to so far, with the reason that the report or the decision gives.
 
-    A later stage's record replaces an earlier one's.
+    A later stage's record replaces an earlier one's. A run without registry keeps none.
     """
+    if not registry_uri:
+        return
     outcome: dict[str, Any] = {"verdict": verdict, "report": report_uri}
     if report_dir is not None:
         outcome["reason"] = json.loads((report_dir / "validation.json").read_text())["reason"]

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from conversion_retrieval import contracts
-from conversion_retrieval.config import PipelineConfig, load_config
+from conversion_retrieval.config import PipelineConfig, load_config, stage_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.ablation import compare_variants
-from conversion_retrieval.evaluation.variants import VARIANTS, select_variants, variant_config
+from conversion_retrieval.evaluation.variants import VARIANTS, plan_variants, select_variants, variant_config
 
 NUM_POSITIVES = 200
 
@@ -83,6 +83,17 @@ def test_every_variant_parses_and_differs_from_the_default_only_in_its_switches(
     assert (config.training.batch_size, config.training.seed, config.model.seed) == (33, 4, 4)
     same_as_default = config == variant_config(base, "default", seed=4)
     assert same_as_default == (name == "default")
+
+
+@pytest.mark.parametrize("overrides", [[], ["training.batch_size=33", "split.as_of=2026-01-31"]])
+def test_the_plan_holds_every_variant_and_seed_with_its_whole_configuration_in_few_bytes(overrides):
+    base = load_config(None, overrides)
+    plan = plan_variants(base, ("no_history", "engagement_weight_0.1"), num_seeds=2)
+    names = ["default", "no_history", "engagement_weight_0.1"]
+    assert [(run["variant"], run["seed"]) for run in plan] == [(name, seed) for seed in "01" for name in names]
+    for run in plan:
+        assert stage_config(run["config_json"]) == variant_config(base, run["variant"], seed=int(run["seed"]))
+        assert len(run["config_json"]) < 300
 
 
 def test_unknown_variants_are_refused_and_the_default_always_runs():

@@ -44,10 +44,11 @@ def test_strict_parsing_refuses_a_misspelt_field(tmp_path):
 
 def test_the_version_is_named_after_the_content():
     first, second = (
-        version_name((GOLDEN_DIR / name).read_bytes()) for name in ("training.yaml", "training-cluster.yaml")
+        version_name("training", (GOLDEN_DIR / name).read_bytes())
+        for name in ("training.yaml", "training-cluster.yaml")
     )
     assert first != second
-    assert first == version_name((GOLDEN_DIR / "training.yaml").read_bytes())
+    assert first == version_name("training", (GOLDEN_DIR / "training.yaml").read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ GPU_EXECUTORS = {
     "training.yaml": {"exec-train"},
     "training-cluster.yaml": {"exec-train", "exec-evaluate"},
     "training-nodes.yaml": set(),
+    "ablation.yaml": {"exec-train"},
 }
 
 

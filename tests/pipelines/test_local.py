@@ -17,24 +17,9 @@ from conversion_retrieval.errors import UserError
 from pipelines import summary
 from pipelines.local import LOG_FILE, run_locally
 from pipelines.stage_view import StageView
-from tests.worlds import tiny_world
+from tests.worlds import QUICK_RUN, tiny_world
 
 pytestmark = [pytest.mark.xdist_group("local-runs"), pytest.mark.timeout(600)]
-
-SMALL = (
-    "training.max_steps=4",
-    "training.batch_size=256",
-    "model.embedding_dim=8",
-    "model.feature_dim=4",
-    "model.history.encoder=recency_mean",
-    "evaluation.num_resamples=50",
-    "evaluation.baselines=[popularity]",
-    "gate.num_resamples=50",
-    "gate.min_queries=1",
-    "gate.must_beat=[]",
-    "gate.guardrail_slices=[]",
-    "split.max_evaluation_queries=200",
-)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +54,7 @@ def run(data_dir: Path, tmp_path: Path, *overrides: str, url: str = "", allow_fi
         data_uri=str(data_dir),
         registry_uri=str(tmp_path / "registry"),
         output_dir=tmp_path / "runs",
-        overrides=(*SMALL, *overrides),
+        overrides=(*QUICK_RUN, *overrides),
         allow_first=allow_first,
         parameters={"notification_url": url},
     )

@@ -82,21 +82,31 @@ def run_variant(
     own = variant_config(config, variant, seed=seed)
     features_dir, spec_dir = _features(snapshot_dir, features_root_dir, own)
     work_dir = variant_dir.with_name(f"{variant_dir.name}.work")
-    tables = {"features_dir": features_dir, "spec_dir": spec_dir}
-    train(**tables, model_dir=work_dir / "model", config=own, checkpoint_dir=work_dir / "checkpoints")
+    train(
+        features_dir=features_dir,
+        spec_dir=spec_dir,
+        model_dir=work_dir / "model",
+        config=own,
+        checkpoint_dir=work_dir / "checkpoints",
+    )
     evaluate(
-        **tables,
+        features_dir=features_dir,
+        spec_dir=spec_dir,
         model_dir=work_dir / "model",
         evaluation_dir=work_dir / "evaluation",
         page_path=work_dir / "evaluation.html",
         config=own,
     )
-    metadata = {"variant": variant, "seed": seed}
-    inputs = {"features": contracts.read_manifest(features_dir, kind="features").digest}
-    with contracts.new_artifact(variant_dir, kind="variant", inputs=inputs, metadata=metadata) as directory:
-        shutil.copyfile(work_dir / "evaluation" / RANKS, directory / RANKS)
-        shutil.copyfile(work_dir / "model" / "training_curve.parquet", directory / "training_curve.parquet")
+    write_variant(evaluation_dir=work_dir / "evaluation", variant_dir=variant_dir, variant=variant, seed=seed)
     shutil.rmtree(work_dir)
+
+
+def write_variant(*, evaluation_dir: Path, variant_dir: Path, variant: str, seed: int) -> None:
+    """Keep of an evaluation what a comparison needs, under the variant's name: a ``variant`` artifact."""
+    inputs = {"evaluation": contracts.open_artifact(evaluation_dir, kind="evaluation").digest}
+    metadata = {"variant": variant, "seed": seed}
+    with contracts.new_artifact(variant_dir, kind="variant", inputs=inputs, metadata=metadata) as directory:
+        shutil.copyfile(evaluation_dir / RANKS, directory / RANKS)
 
 
 def compare_variants(

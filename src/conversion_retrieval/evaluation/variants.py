@@ -1,11 +1,12 @@
 """The named variants of the ablation: what each switches, relative to the configuration given."""
 
 import copy
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from conversion_retrieval.config import PipelineConfig, config_values, parse_config
+from conversion_retrieval.config import PipelineConfig, changed_values, config_values, parse_config
 from conversion_retrieval.errors import UserError
 
 DEFAULT: Final = "default"
@@ -37,6 +38,23 @@ def select_variants(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in VARIANTS]:
         raise UserError(f"expected variants out of {', '.join(VARIANTS)}, found {unknown[0]!r}")
     return tuple(name for name in VARIANTS if name == DEFAULT or not names or name in names)
+
+
+def plan_variants(base: PipelineConfig, names: tuple[str, ...], *, num_seeds: int) -> list[dict[str, str]]:
+    """What a fan-out runs: one ``{"variant", "seed", "config_json"}`` for each variant and seed, all values text.
+
+    ``config_json`` holds only what differs from the defaults: the items of a fan-out are kept in the cluster's
+    database, whose columns are short.
+    """
+    return [
+        {
+            "variant": name,
+            "seed": str(seed),
+            "config_json": json.dumps(changed_values(variant_config(base, name, seed=seed))),
+        }
+        for seed in range(num_seeds)
+        for name in select_variants(names)
+    ]
 
 
 def variant_config(base: PipelineConfig, name: str, *, seed: int) -> PipelineConfig:

@@ -1,0 +1,48 @@
+"""The ablation on one machine: all variants from one command, and only what is missing when it is run again."""
+
+import json
+import shutil
+
+import pytest
+
+from conversion_retrieval.config import load_config
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.ablation import ablate
+from conversion_retrieval.training import stage
+from tests.worlds import QUICK_RUN, tiny_world
+
+pytestmark = pytest.mark.xdist_group("components")
+
+
+def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_is_missing(tmp_path, monkeypatch):
+    data_uri, output_dir = str(tiny_world(tmp_path / "data")), tmp_path / "ablation"
+    config = load_config(None, QUICK_RUN)
+    page_path = ablate(data_uri, output_dir, config=config, num_seeds=1, variants=("no_history",))
+    assert "</html>" in page_path.read_text()
+    table = (output_dir / "ablation" / "ablation.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| default", "| no_history"]
+
+    trained = []
+    train = stage.train
+
+    def recorded(**arguments):
+        trained.append(arguments["config"].model.history.encoder)
+        return train(**arguments)
+
+    monkeypatch.setattr(stage, "train", recorded)
+    shutil.rmtree(output_dir / "variants" / "no_history-seed0")
+    ablate(data_uri, output_dir, config=config, num_seeds=1, variants=("no_history",))
+    assert trained == ["none"]
+    assert (output_dir / "ablation" / "ablation.md").read_text() == table
+
+    other = load_config(None, [*QUICK_RUN, "training.batch_size=128"])
+    with pytest.raises(UserError, match="choose a new --output"):
+        ablate(data_uri, output_dir, config=other, num_seeds=1)
+
+
+def test_data_that_fails_its_checks_is_refused_with_the_report(tmp_path):
+    data_dir = tiny_world(tmp_path / "data")
+    (data_dir / "items.parquet").unlink()
+    with pytest.raises(UserError, match=r"expected valid data at .*validation\.html"):
+        ablate(str(data_dir), tmp_path / "ablation", config=load_config(), num_seeds=1)
+    assert json.loads((tmp_path / "ablation" / "request.json").read_text())["data_uri"] == str(data_dir)
