@@ -134,6 +134,40 @@ def performance_counts(events, item, time, kind, days):
     )
 
 
+def performance(events, item, time, names, days_of_half_life, priors, strength):
+    """Decayed counts, ages and rates of an item by name, from what was known strictly before a time.
+
+    Ages are those of the middle of the calendar day, as they are where all edges of bins are midnights.
+    """
+    known = [e for e in events if e["item_id"] == item and e["known"] < time]
+    firsts = {}
+    for e in sorted((e for e in known if e["event_type"] in CONVERSIONS), key=lambda e: e["known"]):
+        firsts.setdefault(e["user_id"], e)
+    kinds = {kind: [e for e in known if e["event_type"] == kind] for kind in EVENT_TYPES}
+    kinds["new_buyers"] = list(firsts.values())
+    ages = {kind: [_age(e, time) for e in found] for kind, found in kinds.items()}
+    conversions = [age for kind in CONVERSIONS for age in ages[kind]]
+    result = {"conversion_recency": min(conversions, default=0.0), "conversion_age": max(conversions, default=0.0)}
+    for name in (n for n in names if "_decayed_" in n):
+        kind, days = name.rsplit("_decayed_", 1)
+        result[name] = sum(0.5 ** (age / days_of_half_life[days]) for age in ages[kind])
+    counted = {kind: len(found) for kind, found in kinds.items()}
+    bought = sum(counted[kind] for kind in CONVERSIONS)
+    trials = {
+        "click_rate": (counted["click"], counted["impression"]),
+        "conversion_rate": (bought, counted["click"]),
+        "checkout_rate": (counted["checkout"], counted["impression"]),
+    }
+    for name, prior in priors.items():
+        successes, tried = trials[name]
+        result[name] = math.log((successes + strength * prior) / (tried + strength) / prior)
+    return result
+
+
+def _age(event, time):
+    return (time - (event["known"] // DAY + 0.5) * DAY) / DAY
+
+
 def safe_negatives(events, window, labels):
     """(user, item) impressions that may become hard negatives, as a training run at the window's end could tell."""
     known = [e for e in events if e["known"] < window[1]]

@@ -143,27 +143,56 @@ def test_user_aggregates_count_what_was_known_strictly_before_the_query(seed):
                 np.testing.assert_allclose(split.user_aggregates[q], [expected[n] for n in names], rtol=1e-6)
 
 
+def dense_performance(data, snapshot):
+    """Raw performance of all items at a snapshot, by item and column name."""
+    stored, names = data.stored_performance, data.metadata["item_performance"]
+    rows = slice(stored.offsets[snapshot], stored.offsets[snapshot + 1])
+    dense = np.zeros((data.num_items, len(names)), np.float32)
+    dense[stored.items[rows]] = stored.values[rows]
+    return [dict(zip(names, row.tolist(), strict=True)) for row in dense]
+
+
 @EXAMPLES
 @given(seed=st.integers(0, 10**6), period=st.sampled_from([0.0, 0.4, 3.0]))
 def test_item_performance_counts_what_was_known_strictly_before_the_snapshot(seed, period):
     features = {"aggregate_windows_days": [1, 5], "performance_period_days": period}
     for world, events, _ in built(seed, features=features):
         data = world.dataset
-        stored, items = data.stored_performance, data.item_ids.to_pylist()
-        names = data.metadata["item_performance"]
-        for snapshot in range(0, data.num_snapshots, 3):
-            rows = slice(stored.offsets[snapshot], stored.offsets[snapshot + 1])
-            dense = np.zeros((len(items), len(names)), np.float32)
-            dense[stored.items[rows]] = stored.values[rows]
-            for column, name in enumerate(names):
-                if "_count_" in name:
+        for snapshot in range(0, data.num_snapshots, 5):
+            time = int(data.stored_performance.times[snapshot])
+            for item, found in zip(data.item_ids.to_pylist(), dense_performance(data, snapshot), strict=True):
+                for name in (n for n in found if "_count_" in n):
                     kind, days = name.rsplit("_count_", 1)
-                    time = int(stored.times[snapshot])
-                    expected = [
-                        slow.performance_counts(events, item, time, kind, float(days.removesuffix("d")))
-                        for item in items
-                    ]
-                    assert dense[:, column].tolist() == expected, (name, snapshot)
+                    expected = slow.performance_counts(events, item, time, kind, float(days.removesuffix("d")))
+                    assert found[name] == expected, (name, snapshot)
+
+
+@EXAMPLES
+@given(seed=st.integers(0, 10**6))
+def test_decayed_counts_ages_and_rates_follow_their_formulas(seed):
+    features = {"aggregate_windows_days": [1, 5], "new_buyer_half_lives_days": [2.5], "rate_prior_strength": 3}
+    half_lives = {f"{days:g}d": days for days in (2.5, 3, 7, 14, 30, 90)}
+    for world, events, _ in built(seed, features=features):
+        data = world.dataset
+        names, priors = data.metadata["item_performance"], expected_priors(world, events)
+        assert data.metadata["performance_priors"] == pytest.approx(priors)
+        for snapshot in (0, 9, data.num_snapshots - 1):
+            time = int(data.stored_performance.times[snapshot])
+            for item, found in zip(data.item_ids.to_pylist(), dense_performance(data, snapshot), strict=True):
+                expected = slow.performance(events, item, time, names, half_lives, priors, 3)
+                assert {n: found[n] for n in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def expected_priors(world, events):
+    """Each rate over the events that became known in the training window."""
+    start, end = world.window("train")
+    start -= start % slow.DAY  # the window begins with the first event, the bins with that day
+    kinds = [e["event_type"] for e in events if start <= e["known"] < end]
+    counted = {kind: kinds.count(kind) for kind in (*CONVERSIONS, "click", "impression")}
+    trials = {"click_rate": ("impression", ["click"]), "checkout_rate": ("impression", ["checkout"])}
+    trials["conversion_rate"] = ("click", CONVERSIONS)
+    rates = {name: sum(counted[k] for k in done) / max(counted[tried], 1) for name, (tried, done) in trials.items()}
+    return {name: rate for name, rate in rates.items() if rate > 0}
 
 
 @EXAMPLES

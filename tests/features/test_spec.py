@@ -12,6 +12,7 @@ from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.inference import Entities, build_vocabulary, infer
 from conversion_retrieval.features.spec import SPEC_FILE, Column, EntitySpec, FeatureSpec, Statistic
+from conversion_retrieval.features.windows import parse_time
 from tests.features.tables import event, items_table, random_rows
 from tests.features.worlds import build_world, short_config
 
@@ -215,6 +216,22 @@ def test_another_runs_spec_encodes_by_name(tmp_path):
         everything = data.query_arrays(split, rows[q : q + 1], 1000)
         clicks = everything.history_item[0][everything.history_action[0] == 2][-6:]
         np.testing.assert_array_equal(other.history_item[q][other.history_action[q] > 0], clicks)
+
+
+def test_decayed_counts_are_normalised_near_to_their_logarithm(tmp_path):
+    data = build_world(tmp_path, random_rows(3)).dataset
+    names = data.metadata["item_performance"]
+    column = names.index("checkout_decayed_30d")
+    statistic = data.spec.item_performance[column]
+    stored = data.stored_performance
+    last = slice(stored.offsets[-2], stored.offsets[-1])
+    expected = (np.log1p(100 * stored.values[last, column]) - statistic.mean) / statistic.std
+    np.testing.assert_allclose(data.performance(data.num_snapshots - 1)[stored.items[last], column], expected, rtol=1e-4)
+    inside = stored.times <= parse_time(data.metadata["windows"]["train"]["end"])
+    inside &= stored.times > parse_time(data.metadata["windows"]["train"]["start"])
+    training = np.concatenate([data.performance(s)[:, column] for s in np.flatnonzero(inside)])
+    assert training.mean() == pytest.approx(0, abs=1e-5)
+    assert training.std() == pytest.approx(1, abs=1e-5)
 
 
 def test_performance_rows_equal_the_dense_table(tmp_path):

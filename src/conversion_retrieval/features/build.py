@@ -282,7 +282,7 @@ def _read_items(path: Path) -> pa.Table:
 
 def aggregate_statistics(features_dir: Path, names: Sequence[str]) -> list[Statistic]:
     """Mean and deviation of every user aggregate over the training queries, counts log-scaled."""
-    moments = Moments(names, np.array([not name.endswith("_recency") for name in names]))
+    moments = Moments(names, np.array([0.0 if name.endswith("_recency") else 1.0 for name in names]))
     with pq.ParquetFile(features_dir / "train" / "queries.parquet") as file:
         for group in range(file.num_row_groups):
             column = file.read_row_group(group, columns=["user_aggregates"])["user_aggregates"]

@@ -84,7 +84,9 @@ class FeatureConfig:
     # Item performance is recomputed at snapshots this far apart; 0 picks whole days so that at most 64 cover the data.
     performance_period_days: float = 0.0
     # Decayed counts of clicks and conversions: after so many days an event counts half.
-    popularity_half_lives_days: tuple[float, ...] = (3.0, 14.0, 60.0)
+    popularity_half_lives_days: tuple[float, ...] = (3.0, 7.0, 14.0, 30.0, 90.0)
+    # The same for conversions of users who had never converted on the item before.
+    new_buyer_half_lives_days: tuple[float, ...] = (7.0, 30.0)
     # Rates are smoothed towards the training window's as if it had contributed so many trials to each item.
     rate_prior_strength: float = 20.0
     max_vocabulary_size: int = 100_000
@@ -99,7 +101,7 @@ class FeatureConfig:
         """Refuse a history of negative length and windows that are not positive."""
         if self.history_length < 0:
             raise ValueError(f"history_length must not be negative, found {self.history_length}")
-        for name in ("aggregate_windows_days", "popularity_half_lives_days"):
+        for name in ("aggregate_windows_days", "popularity_half_lives_days", "new_buyer_half_lives_days"):
             if any(days <= 0 for days in getattr(self, name)):
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         if self.rate_prior_strength <= 0:

@@ -26,6 +26,13 @@ class Normalized(Protocol):
     def std(self) -> float: ...  # noqa: D102
 
 
+class ScaledStatistic(Normalized, Protocol):
+    """A statistic of the spec, whose numbers are multiplied before the transform."""
+
+    @property
+    def scale(self) -> float: ...  # noqa: D102
+
+
 class EncodedColumn(Normalized, Protocol):
     """A column of the spec."""
 
@@ -89,7 +96,7 @@ def transform_values(values: NDArray[Any], transform: str) -> NDArray[Any]:
 
 
 def normalize(
-    values: NDArray[np.float32], names: Sequence[str], statistics: Sequence[Normalized]
+    values: NDArray[np.float32], names: Sequence[str], statistics: Sequence[ScaledStatistic]
 ) -> NDArray[np.float32]:
     """Columns ``names`` of ``values`` [B, *] -> [B, len(statistics)], by name and normalised; absent ones count 0."""
     position = {name: column for column, name in enumerate(names)}
@@ -97,7 +104,8 @@ def normalize(
     for target, statistic in enumerate(statistics):
         source = position.get(statistic.name)
         raw = values[:, source] if source is not None else np.zeros(len(values), np.float32)
-        result[:, target] = (transform_values(raw, statistic.transform) - statistic.mean) / statistic.std
+        scaled = transform_values(raw * np.float32(statistic.scale), statistic.transform)
+        result[:, target] = (scaled - statistic.mean) / statistic.std
     return result
 
 

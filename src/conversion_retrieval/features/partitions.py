@@ -97,7 +97,7 @@ def build_partition(plan: Plan, partition: Partition) -> Path:
     known = timeline(block)
     history = known.only(plan.history_events)
     _save_history(directory, history)
-    _save_item_counts(directory, block, plan)
+    _save_item_counts(directory, block, known, plan)
     labelled = label_events(block, plan.advertiser, plan.labels)
     _save_conversions(directory, block, labelled)
     for name in SPLITS:
@@ -182,11 +182,11 @@ def _save_history(directory: Path, history: Timeline) -> None:
     )
 
 
-def _save_item_counts(directory: Path, block: EventBlock, plan: Plan) -> None:
+def _save_item_counts(directory: Path, block: EventBlock, known: Timeline, plan: Plan) -> None:
     """What the partition adds to the catalogue's and the vocabularies' view of the training window."""
     train, num_items = plan.windows.train, len(plan.item_ids)
     training = (block.time >= train.start) & (block.available < train.end)
-    counts = count_in_bins(block, plan.edges, num_items)
+    counts = count_in_bins(block, known, plan.edges, num_items)
     inside = training & (block.item >= 0)
     first_seen = np.full(num_items, FOREVER)
     np.minimum.at(first_seen, block.item[inside], block.time[inside])

@@ -1,8 +1,8 @@
-"""Item performance as of snapshot times: counts over windows, decayed popularity, smoothed rates.
+"""Item performance as of snapshot times: counts over windows, decayed popularity, age of conversions, smoothed rates.
 
 Partitions count events in integer bins of time, so that the sum over partitions is exact; snapshots then slide over
 the merged bins. Bins end at every snapshot and window edge, so window counts are exact; the age of an event in a
-decayed count is that of the middle of its bin, which is at most a day long.
+decayed count, like the age of the first and last conversion, is that of the middle of its bin, at most a day long.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.events import ADD_TO_CART, CHECKOUT, CLICK, IMPRESSION, EventBlock
+from conversion_retrieval.features.timeline import Timeline, first_occurrences
 from conversion_retrieval.features.windows import DAY, SplitWindows
-from conversion_retrieval.schema import EVENT_TYPES
+from conversion_retrieval.schema import CONVERSIONS, EVENT_TYPES
 
 MAX_SNAPSHOTS: Final = 64
 NUM_TYPES: Final = len(EVENT_TYPES)
+# What is counted: the event types, and conversions of users who had never converted on the item before.
+NEW_BUYERS: Final = NUM_TYPES
+NUM_KINDS: Final = NUM_TYPES + 1
+KIND_NAMES: Final = (*EVENT_TYPES, "new_buyers")
 DECAYED: Final = (CLICK, ADD_TO_CART, CHECKOUT)
+CONVERTED: Final = (ADD_TO_CART, CHECKOUT)
+# Decayed counts are normalised as log1p(100 x): close to log popularity down to a hundredth of an event, 0 at 0.
+DECAYED_SCALE: Final = 100.0
 # name: successes, trials
 RATES: Final[dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "click_rate": ((CLICK,), (IMPRESSION,)),
-    "conversion_rate": ((ADD_TO_CART, CHECKOUT), (CLICK,)),
+    "conversion_rate": (CONVERTED, (CLICK,)),
     "checkout_rate": ((CHECKOUT,), (IMPRESSION,)),
 }
 
@@ -39,7 +47,7 @@ class SnapshotGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class BinnedCounts:
-    """Events per (bin, type, item) as sorted keys ``(bin * NUM_TYPES + type) * num_items + item`` with counts."""
+    """Events per (bin, kind, item) as sorted keys ``(bin * NUM_KINDS + kind) * num_items + item`` with counts."""
 
     keys: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -68,18 +76,22 @@ def snapshot_grid(
     return SnapshotGrid(times=times, edges=edges.astype(np.int64))
 
 
-def count_in_bins(block: EventBlock, edges: NDArray[np.int64], num_items: int) -> BinnedCounts:
-    """A partition's share of the counts, by availability."""
+def count_in_bins(block: EventBlock, known: Timeline, edges: NDArray[np.int64], num_items: int) -> BinnedCounts:
+    """A partition's share of the counts, by availability; ``known`` is the block's timeline."""
+    bought = known.only(CONVERSIONS)
+    first = np.flatnonzero(first_occurrences(bought.user, bought.item))
     rows = np.flatnonzero(block.item >= 0)
-    bin_ = np.searchsorted(edges, block.available[rows], side="right") - 1
-    keys = (bin_ * NUM_TYPES + block.type[rows]) * num_items + block.item[rows]
-    unique, counts = np.unique(keys, return_counts=True)
+    available = np.concatenate([block.available[rows], bought.available[first]])
+    kind = np.concatenate([block.type[rows], np.full(len(first), NEW_BUYERS)])
+    item = np.concatenate([block.item[rows], bought.item[first]])
+    bin_ = np.searchsorted(edges, available, side="right") - 1
+    unique, counts = np.unique((bin_ * NUM_KINDS + kind) * num_items + item, return_counts=True)
     return BinnedCounts(keys=unique, counts=counts.astype(np.int64))
 
 
 def merge_counts(parts: Sequence[BinnedCounts], edges: NDArray[np.int64], num_items: int) -> BinnedCounts:
     """The sum of all partitions' counts, merged a range of bins at a time."""
-    limits = np.arange(0, len(edges) + 16, 16) * NUM_TYPES * num_items
+    limits = np.arange(0, len(edges) + 16, 16) * NUM_KINDS * num_items
     spans = [np.searchsorted(part.keys, limits) for part in parts]
     merged = [
         _merge([(p.keys[s[i] : s[i + 1]], p.counts[s[i] : s[i + 1]]) for p, s in zip(parts, spans, strict=True)])
@@ -108,25 +120,38 @@ class PerformanceColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Column names in order."""
+        """Column names in order: those of counts, decayed counts, ages and rates."""
         windows = [f"{days:g}d" for days in self.config.aggregate_windows_days]
         counts = [f"{EVENT_TYPES[t]}_count_{w}" for t in self.types for w in windows]
-        decayed = [
-            f"{EVENT_TYPES[t]}_decayed_{days:g}d"
-            for t in self.decayed
-            for days in self.config.popularity_half_lives_days
-        ]
-        return (*counts, *decayed, *self.priors)
+        decayed = [f"{KIND_NAMES[kind]}_decayed_{days:g}d" for kind, days in self.decayed]
+        return (*counts, *decayed, *self.ages, *self.priors)
 
     @property
-    def decayed(self) -> tuple[int, ...]:
-        """Event types with decayed counts."""
-        return tuple(t for t in DECAYED if t in self.types)
+    def decayed(self) -> tuple[tuple[int, float], ...]:
+        """(kind, half-life in days) of each decayed count."""
+        config = self.config
+        half_lives = {
+            **{t: config.popularity_half_lives_days for t in DECAYED if t in self.types},
+            **({NEW_BUYERS: config.new_buyer_half_lives_days} if self.converted else {}),
+        }
+        return tuple((kind, days) for kind, all_days in half_lives.items() for days in all_days)
 
     @property
-    def log_scaled(self) -> int:
-        """How many leading columns are counts, to be log-scaled; the rest are log rates already."""
-        return len(self.names) - len(self.priors)
+    def converted(self) -> bool:
+        """Whether there are conversions at all."""
+        return any(t in self.types for t in CONVERTED)
+
+    @property
+    def ages(self) -> tuple[str, ...]:
+        """Days since an item's last and since its first conversion."""
+        return ("conversion_recency", "conversion_age") if self.converted else ()
+
+    @property
+    def log_scales(self) -> NDArray[np.float64]:
+        """Each column's factor before ``log1p``, [F]; 0 for a column that is a log already."""
+        counts = len(self.types) * len(self.config.aggregate_windows_days)
+        widths = (counts, len(self.decayed), len(self.ages), len(self.priors))
+        return np.repeat([1.0, DECAYED_SCALE, 1.0, 0.0], widths)
 
 
 def choose_columns(
@@ -135,9 +160,9 @@ def choose_columns(
     """The columns, with each rate's prior from events that were available within the training window."""
     start = np.searchsorted(grid.edges, windows.train.start, side="right") - 1
     end = np.searchsorted(grid.edges, windows.train.end)
-    low, high = np.searchsorted(counts.keys, np.array([start, end]) * NUM_TYPES * num_items)
-    kinds = counts.keys[low:high] // num_items % NUM_TYPES
-    totals = np.bincount(kinds, weights=counts.counts[low:high], minlength=NUM_TYPES)
+    low, high = np.searchsorted(counts.keys, np.array([start, end]) * NUM_KINDS * num_items)
+    kinds = counts.keys[low:high] // num_items % NUM_KINDS
+    totals = np.bincount(kinds, weights=counts.counts[low:high], minlength=NUM_KINDS)[:NUM_TYPES]
     priors = {}
     for name, (successes, trials) in RATES.items():
         tried, succeeded = totals[list(trials)].sum(), totals[list(successes)].sum()
@@ -153,8 +178,9 @@ def snapshots(
     """At each snapshot the items with any non-zero value, and their raw values [n, F].
 
     Counts are of events available in ``[time - days, time)``. Decayed counts are
-    ``sum 0.5 ** (age / half life)``. A rate is ``log(((s + k p) / (n + k)) / p)`` over all time for s successes in n
-    trials, prior rate p and prior strength k: 0 for an item without trials, so that absence needs no row.
+    ``sum 0.5 ** (age / half life)``. Ages are in days, 0 for an item without conversions. A rate is
+    ``log(((s + k p) / (n + k)) / p)`` over all time for s successes in n trials, prior rate p and prior strength k: 0
+    for an item without trials, so that absence needs no row.
     """
     state = _Sliding(counts, grid, columns, num_items)
     for snapshot in range(len(grid.times)):
@@ -169,9 +195,12 @@ class _Sliding:
     def __init__(self, counts: BinnedCounts, grid: SnapshotGrid, columns: PerformanceColumns, num_items: int) -> None:
         self._counts, self._grid, self._columns, self._num_items = counts, grid, columns, num_items
         self._lags = [round(days * DAY) for days in columns.config.aggregate_windows_days]
-        self._windows = [np.zeros((NUM_TYPES, num_items), np.int64) for _ in self._lags]
-        self._total = np.zeros((NUM_TYPES, num_items), np.int64)
-        self._decayed = [np.zeros((NUM_TYPES, num_items)) for _ in columns.config.popularity_half_lives_days]
+        self._windows = [np.zeros((NUM_KINDS, num_items), np.int64) for _ in self._lags]
+        self._total = np.zeros((NUM_KINDS, num_items), np.int64)
+        self._half_lives = np.array([days for _, days in columns.decayed])[:, None]
+        self._decayed = np.zeros((len(columns.decayed), num_items))
+        self._last = np.full(num_items, -np.inf)
+        self._first = np.full(num_items, np.inf)
         self._buffer = np.zeros((len(columns.names), num_items), np.float32)
         self._before: int | None = None
 
@@ -183,34 +212,42 @@ class _Sliding:
         for window, lag in zip(self._windows, self._lags, strict=True):
             self._add(window, entering, 1)
             self._add(window, self._bins(None if before is None else before - lag, time - lag), -1)
-        self._decay(entering, time)
+        self._age(entering, time)
         self._before = time
-        return self._values()
+        return self._values(time)
 
     def _bins(self, start: int | None, end: int) -> slice:
         """The key range of the bins in [start, end); both are edges, or outside of all data."""
         edges = self._grid.edges
         limits = [0 if start is None else np.searchsorted(edges, start), np.searchsorted(edges, end)]
-        low, high = np.searchsorted(self._counts.keys, np.array(limits) * NUM_TYPES * self._num_items)
+        low, high = np.searchsorted(self._counts.keys, np.array(limits) * NUM_KINDS * self._num_items)
         return slice(int(low), int(high))
 
     def _add(self, totals: NDArray[np.int64], bins: slice, sign: int) -> None:
-        where = self._counts.keys[bins] % (NUM_TYPES * self._num_items)
+        where = self._counts.keys[bins] % (NUM_KINDS * self._num_items)
         np.add.at(totals.reshape(-1), where, sign * self._counts.counts[bins])
 
-    def _decay(self, bins: slice, time: int) -> None:
-        keys, counts = self._counts.keys[bins], self._counts.counts[bins]
-        bin_, where = np.divmod(keys, NUM_TYPES * self._num_items)
-        edges = self._grid.edges
-        age = (time - (edges[bin_] + edges[bin_ + 1]) / 2) / DAY
-        for decayed, half_life in zip(self._decayed, self._columns.config.popularity_half_lives_days, strict=True):
-            if self._before is not None:
-                decayed *= 0.5 ** ((time - self._before) / DAY / half_life)
-            np.add.at(decayed.reshape(-1), where, counts * 0.5 ** (age / half_life))
+    def _age(self, bins: slice, time: int) -> None:
+        """Let what is known grow older, and take in what happened in ``bins``."""
+        if self._before is not None:
+            self._decayed *= 0.5 ** ((time - self._before) / DAY / self._half_lives)
+        rest, item = np.divmod(self._counts.keys[bins], self._num_items)
+        bin_, kind = np.divmod(rest, NUM_KINDS)
+        middle = (self._grid.edges[bin_] + self._grid.edges[bin_ + 1]) / 2
+        counts, age = self._counts.counts[bins], (time - middle) / DAY
+        rows = {k: np.flatnonzero(kind == k) for k in {k for k, _ in self._columns.decayed}}
+        for decayed, (k, half_life) in zip(self._decayed, self._columns.decayed, strict=True):
+            np.add.at(decayed, item[rows[k]], counts[rows[k]] * 0.5 ** (age[rows[k]] / half_life))
+        converted = np.isin(kind, CONVERTED)
+        np.maximum.at(self._last, item[converted], middle[converted])
+        np.minimum.at(self._first, item[converted], middle[converted])
 
-    def _values(self) -> NDArray[np.float32]:
+    def _values(self, time: int) -> NDArray[np.float32]:
         columns = [window[t] for t in self._columns.types for window in self._windows]
-        columns += [decayed[t] for t in self._columns.decayed for decayed in self._decayed]
+        columns += list(self._decayed)
+        if self._columns.ages:
+            never = np.isinf(self._first)
+            columns += [np.where(never, 0, (time - moment) / DAY) for moment in (self._last, self._first)]
         columns += [self._rate(name) for name in self._columns.priors]
         for row, column in enumerate(columns):
             self._buffer[row] = column

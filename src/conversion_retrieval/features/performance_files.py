@@ -36,8 +36,7 @@ def write_performance(
     """
     directory.mkdir()
     columns = choose_columns(counts, grid, windows, num_items, config)
-    log_scaled = np.arange(len(columns.names)) < columns.log_scaled
-    moments = Moments(columns.names, log_scaled)
+    moments = Moments(columns.names, columns.log_scales)
     offsets = [0]
     with (
         GrowingArray(directory / "items.npy", np.int32) as stored_items,

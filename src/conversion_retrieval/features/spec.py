@@ -36,16 +36,22 @@ Transform = Literal["identity", "log1p"]
 
 @dataclass(frozen=True, kw_only=True)
 class Statistic:
-    """A derived number (a user aggregate, an item performance figure) and its normalisation."""
+    """A derived number (a user aggregate, an item performance figure) and its normalisation.
+
+    ``(transform(scale * x) - mean) / std``: with ``log1p`` a large scale comes near to the logarithm and leaves 0 at 0.
+    """
 
     name: str
     transform: Transform = "identity"
+    scale: float = 1.0
     mean: float = 0.0
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a scale that cannot be divided by."""
+        """Refuse a deviation that cannot be divided by and a scale that is not positive."""
         _check_statistics(self.name, self.mean, self.std)
+        if not (np.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"expected a positive scale in {self.name}, found {self.scale}")
 
 
 @dataclass(frozen=True, kw_only=True)

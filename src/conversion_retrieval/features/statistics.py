@@ -9,18 +9,21 @@ from conversion_retrieval.features.spec import Statistic
 
 
 class Moments:
-    """Sums of columns after their transform; rows come in pieces whose borders must not depend on the partitioning."""
+    """Sums of columns after their transform; rows come in pieces whose borders must not depend on the partitioning.
 
-    def __init__(self, names: Sequence[str], log_scaled: NDArray[np.bool_]) -> None:
-        self._names, self._log_scaled = names, log_scaled
+    ``log_scales`` [F]: the factor before ``log1p`` of each column, 0 for a column that stays as it is.
+    """
+
+    def __init__(self, names: Sequence[str], log_scales: NDArray[np.float64]) -> None:
+        self._names, self._log_scales = names, log_scales
         self._count = 0
         self._total, self._squares = np.zeros(len(names)), np.zeros(len(names))
 
     def add(self, values: NDArray[np.float32], *, count: int | None = None) -> None:
         """Add raw rows [n, F]; ``count`` rows if the others are known to be zeros."""
         self._count += len(values) if count is None else count
-        for column, log in enumerate(self._log_scaled):
-            scaled = np.log1p(values[:, column]) if log else values[:, column].copy()
+        for column, scale in enumerate(self._log_scales):
+            scaled = np.log1p(values[:, column] * np.float32(scale)) if scale else values[:, column].copy()
             self._total[column] += scaled.sum(dtype=np.float64)
             self._squares[column] += np.square(scaled).sum(dtype=np.float64)
 
@@ -31,9 +34,10 @@ class Moments:
         return [
             Statistic(
                 name=name,
-                transform="log1p" if log else "identity",
+                transform="log1p" if scale else "identity",
+                scale=float(scale) or 1.0,
                 mean=float(m),
                 std=float(s) if s > 1e-6 else 1.0,
             )
-            for name, log, m, s in zip(self._names, self._log_scaled, mean, std, strict=True)
+            for name, scale, m, s in zip(self._names, self._log_scales, mean, std, strict=True)
         ]
