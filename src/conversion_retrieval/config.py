@@ -5,7 +5,6 @@ Nothing here imports torch, kfp or pandas, so that command lines answer at once.
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -67,7 +66,7 @@ def parse_config(values: Mapping[str, Any], *, where: str = "the configuration")
     """Check plain values against the dataclasses; ``UserError`` names the key, what it found and the nearest match."""
     _refuse_unknown(values, PipelineConfig, where=where, prefix="")
     try:
-        return _adapter(PipelineConfig).validate_python(values)
+        return TypeAdapter(PipelineConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(str(part) for part in first["loc"])
@@ -100,24 +99,19 @@ def stage_config(
 
 def config_values(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
-    values = _adapter(type(config)).dump_python(config, mode="json")
+    values = TypeAdapter(type(config)).dump_python(config, mode="json")
     assert isinstance(values, dict)
     return values
 
 
 def changed_values(config: PipelineConfig) -> dict[str, Any]:
-    """The plain values that are not the defaults', by section: ``parse_config`` makes the same configuration of them."""
+    """The plain values that are not the defaults', by section; ``parse_config`` makes the configuration of them."""
     return _changed(config, PipelineConfig(), config_values(config))
 
 
 def config_digest(config: Any) -> str:
     """SHA-256 of a configuration's resolved values."""
     return hashlib.sha256(json.dumps(config_values(config), sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _adapter(owner: type) -> TypeAdapter[Any]:
-    return TypeAdapter(owner)  # building one takes longer than checking a configuration
 
 
 def _changed(section: Any, default: Any, values: Mapping[str, Any]) -> dict[str, Any]:
