@@ -27,10 +27,15 @@ def test_the_fastest_setting_that_reaches_the_target_is_chosen():
         assert choose(points, IndexConfig(target_recall=0.98)) is good
 
 
-@pytest.mark.parametrize("over", [{"p99_ms": 30.0}, {"memory_mb": 9000.0}])
-def test_a_setting_over_the_budget_is_not_chosen_however_good(over):
-    within, beyond = point(0.7, 10), point(1.0, 5000, **over)
-    assert choose([within, beyond], IndexConfig(max_latency_ms=20, max_memory_mb=4096)) is within
+def test_a_setting_over_the_memory_budget_is_not_chosen_however_good():
+    within, beyond = point(0.7, 10), point(1.0, 5000, memory_mb=9000.0)
+    assert choose([within, beyond], IndexConfig(max_memory_mb=4096)) is within
+
+
+def test_latency_gives_way_before_recall_does():
+    quick, slow, slower = point(0.97, 5000), point(0.98, 10, p99_ms=30), point(1.0, 20, p99_ms=40)
+    assert choose([quick, slower, slow], IndexConfig(max_latency_ms=20)) is slow
+    assert slow.met(IndexConfig(max_latency_ms=20)) == {"recall": True, "latency": False, "memory": True}
 
 
 def test_without_a_setting_within_the_budget_the_most_accurate_is_chosen():
@@ -46,25 +51,35 @@ def test_recall_counts_shared_items_and_never_missing_ones():
 def test_a_small_catalogue_is_searched_exactly():
     items, queries = clustered(500, 16), clustered(20, 16, seed=1)
     tuned = tune_index(items, queries, IndexConfig(max_latency_ms=1e6))
-    assert (tuned.chosen.kind, tuned.chosen.recall, tuned.target_met) == ("exact", 1.0, True)
+    assert (tuned.chosen.kind, tuned.chosen.recall, all(tuned.met.values())) == ("exact", 1.0, True)
 
 
 def test_a_large_catalogue_is_tuned_to_the_target_and_the_parameters_are_left_set():
     items, queries = clustered(6_000, 16), clustered(100, 16, seed=1)
     config = IndexConfig(max_exact_items=1_000, target_recall=0.95, recall_k=20, max_latency_ms=1e6)
     tuned = tune_index(items, queries, config)
-    assert {p.kind for p in tuned.trade_off} == {"ivf", "hnsw", "ivf_pq"}
-    assert tuned.target_met
+    assert {p.kind for p in tuned.trade_off} == {"exact", "ivf", "hnsw", "ivf_pq"}
+    assert all(tuned.met.values())
     assert tuned.chosen.recall >= 0.95
     _, found = tuned.index.search(queries, 20)
     truth = np.argsort(-(queries @ items.T), axis=1)[:, :20]
     assert search_recall(found, truth).mean() == pytest.approx(tuned.chosen.recall, abs=0.002)
 
 
-def test_a_target_out_of_reach_is_reported_as_missed():
+def test_a_budget_out_of_reach_is_reported_as_missed():
     items, queries = clustered(3_000, 16), clustered(30, 16, seed=1)
     tuned = tune_index(items, queries, IndexConfig(kind="ivf", target_recall=1.0, max_latency_ms=1e-9))
-    assert not tuned.target_met
+    assert tuned.met == {"recall": True, "latency": False, "memory": True}
+
+
+def test_where_no_approximation_finds_enough_the_catalogue_is_searched_exactly():
+    # Directions without any structure: cells and graphs have nothing to go by.
+    items, queries = (
+        np.random.default_rng(seed).standard_normal((n, 64), np.float32) for seed, n in ((0, 8_000), (1, 40))
+    )
+    tuned = tune_index(items, queries, IndexConfig(max_exact_items=1_000, target_recall=1.0, max_latency_ms=1e-9))
+    assert (tuned.chosen.kind, tuned.chosen.recall) == ("exact", 1.0)
+    assert tuned.met == {"recall": True, "latency": False, "memory": True}
 
 
 def test_kinds_over_the_memory_budget_are_not_built():

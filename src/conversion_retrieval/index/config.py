@@ -6,17 +6,18 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """Below ``max_exact_items`` exact search is both faster and better; above, the kind is tuned to the target.
+    """Up to ``max_exact_items`` items are searched exactly; above, exact and approximate kinds are measured.
 
     The target is recall@``recall_k`` of exact search on validation queries; among the settings that reach it within
-    the latency and memory budget the one with the most queries a second is taken.
+    the latency and memory budget the one with the most queries a second is taken. Where none is within both, latency
+    gives way before recall does.
     """
 
     kind: Literal["auto", "exact", "hnsw", "ivf", "ivf_pq"] = "auto"
     max_exact_items: int = 50_000
     target_recall: float = 0.98
     recall_k: int = 100
-    max_latency_ms: float = 20.0  # p99 of one query on one core
+    max_latency_ms: float = 20.0  # p99 of one query in processor time on one thread
     max_memory_mb: float = 4096.0
     tuning_queries: int = 1000
     # Positives are ranked through the index down to this depth.

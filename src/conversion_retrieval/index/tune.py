@@ -1,4 +1,7 @@
-"""Choosing a kind of index and its search parameters by measurement, on queries of the validation window."""
+"""Choosing a kind of index and its search parameters by measurement, on queries of the validation window.
+
+Everything is timed on one thread in processor time: what else runs on the machine must not decide what is served.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,14 +18,18 @@ from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build,
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.progress import say
 
-APPROXIMATE: Final[tuple[Kind, ...]] = ("ivf", "hnsw", "ivf_pq")
+# Exact search first: the one that reaches any target, by which the others are judged.
+LARGE: Final[tuple[Kind, ...]] = ("exact", "ivf_pq", "ivf", "hnsw")
 LATENCY_QUERIES: Final = 200
 SETTINGS_BEYOND_TARGET: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One measured setting: recall against exact search, latency of single queries on one core, batch throughput."""
+    """One measured setting: recall against exact search, latency of single queries, throughput of a batch.
+
+    Times are processor time on one thread: the latency on a core of one's own, and queries per second and core.
+    """
 
     kind: Kind
     factory: str
@@ -33,26 +40,27 @@ class Point:
     queries_per_second: float
     memory_mb: float
 
-    def fits(self, config: IndexConfig) -> bool:
-        """Whether it keeps the latency and memory budget."""
-        return self.p99_ms <= config.max_latency_ms and self.memory_mb <= config.max_memory_mb
+    def met(self, config: IndexConfig) -> dict[str, bool]:
+        """Which of recall target, latency and memory budget it keeps."""
+        return {
+            "recall": self.recall >= config.target_recall,
+            "latency": self.p99_ms <= config.max_latency_ms,
+            "memory": self.memory_mb <= config.max_memory_mb,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunedIndex:
-    """The chosen index with its parameters set, and everything that was measured on the way."""
+    """The chosen index with its parameters set, what it keeps (``Point.met``), and everything that was measured."""
 
     index: Any
     chosen: Point
-    target_met: bool
+    met: dict[str, bool]
     trade_off: tuple[Point, ...]
 
 
 def tune_index(vectors: NDArray[np.float32], queries: NDArray[np.float32], config: IndexConfig) -> TunedIndex:
-    """The fastest index of ``vectors`` [N, D] that reaches the target on ``queries`` [Q, D] within the budget.
-
-    Where none does: the one of highest recall within the budget, or without the budget if nothing fits it.
-    """
+    """The fastest index of ``vectors`` [N, D] that reaches the target on ``queries`` [Q, D]; see ``choose``."""
     _, truth = top_k(queries, vectors, config.recall_k)
     points: list[Point] = []
     best: tuple[Any, Point] | None = None
@@ -67,17 +75,23 @@ def tune_index(vectors: NDArray[np.float32], queries: NDArray[np.float32], confi
     assert best is not None
     index, chosen = best
     apply_setting(index, chosen.setting)
-    target_met = chosen.fits(config) and chosen.recall >= config.target_recall
-    return TunedIndex(index=index, chosen=chosen, target_met=target_met, trade_off=tuple(points))
+    return TunedIndex(index=index, chosen=chosen, met=chosen.met(config), trade_off=tuple(points))
 
 
 def choose(points: list[Point], config: IndexConfig) -> Point:
-    """The fastest point that meets target and budget; else the best recall within budget; else the best recall."""
-    fitting = [point for point in points if point.fits(config)]
-    reaching = [point for point in fitting if point.recall >= config.target_recall]
+    """The fastest point that keeps target and budgets. Where there is none, latency gives way first, then recall.
+
+    Memory is a hard limit as long as anything keeps it: a service that does not fit serves nothing. Recall outranks
+    latency: an index that loses conversions does so in silence, a slow one is seen and answered by more cores.
+    """
+    small = [point for point in points if point.met(config)["memory"]] or points
+    reaching = [point for point in small if point.met(config)["recall"]]
+    within = [point for point in reaching if point.met(config)["latency"]]
+    if within:
+        return max(within, key=lambda point: point.queries_per_second)
     if reaching:
-        return max(reaching, key=lambda point: point.queries_per_second)
-    return max(fitting or points, key=lambda point: point.recall)
+        return min(reaching, key=lambda point: point.p99_ms)
+    return max(small, key=lambda point: point.recall)
 
 
 def search_recall(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -87,15 +101,17 @@ def search_recall(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDA
 
 
 def latency_ms(index: Any, queries: NDArray[np.float32], k: int) -> tuple[float, float]:
-    """Median and 99th percentile of searching one query at a time on one core, in milliseconds."""
-    seconds = []
+    """Median and 99th percentile of searching one query at a time, in milliseconds of processor time on one thread."""
     with one_thread():
-        for query in queries[:LATENCY_QUERIES]:
-            start = time.perf_counter()
-            index.search(query[None], k)
-            seconds.append(time.perf_counter() - start)
+        seconds = [_processor_seconds(index, query[None], k)[0] for query in queries[:LATENCY_QUERIES]]
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
     return float(p50), float(p99)
+
+
+def _processor_seconds(index: Any, queries: NDArray[np.float32], k: int) -> tuple[float, NDArray[np.int64]]:
+    start = time.thread_time()
+    _, found = index.search(queries, k)
+    return time.thread_time() - start, found
 
 
 @contextmanager
@@ -114,7 +130,7 @@ def _candidates(num_items: int, dim: int, config: IndexConfig) -> list[Recipe]:
         return [recipe(config.kind, num_items, dim)]
     if num_items <= config.max_exact_items:
         return [recipe("exact", num_items, dim)]
-    recipes = [recipe(kind, num_items, dim) for kind in APPROXIMATE]
+    recipes = [recipe(kind, num_items, dim) for kind in LARGE]
     fitting = [candidate for candidate in recipes if candidate.memory_mb <= config.max_memory_mb]
     return fitting or [min(recipes, key=lambda candidate: candidate.memory_mb)]
 
@@ -126,9 +142,8 @@ def _measure_settings(
     reached = 0
     for setting in candidate.settings:
         apply_setting(index, setting)
-        start = time.perf_counter()
-        _, found = index.search(queries, truth.shape[1])
-        seconds = time.perf_counter() - start
+        with one_thread():
+            seconds, found = _processor_seconds(index, queries, truth.shape[1])
         p50, p99 = latency_ms(index, queries, truth.shape[1])
         point = Point(
             kind=candidate.kind,
