@@ -21,6 +21,7 @@ from conversion_retrieval.storage import (
     StorageUnavailableError,
     Stored,
     generation_mismatch,
+    nothing_below,
     safe_key,
     upload_order,
 )
@@ -102,6 +103,15 @@ class CloudStore:
         keys = (name.removeprefix(self._prefix) for name in names if not name.endswith("/"))
         return sorted(safe_key(key, uri=self.uri) for key in keys)
 
+    def newest_write(self, prefix: str) -> float:
+        """See ``ObjectStore``."""
+        start = f"{self._prefix}{safe_key(prefix, uri=self.uri)}/"
+        with self._translated(prefix):
+            times = [blob.updated.timestamp() for blob in self._bucket().list_blobs(prefix=start, **self._options)]
+        if not times:
+            raise nothing_below(prefix, self.uri)
+        return max(times)
+
     def upload_directory(self, local_dir: Path, prefix: str) -> None:
         """See ``ObjectStore``. Files travel in parallel, each with its checksum; large ones in resumable chunks."""
         *files, last = upload_order(local_dir)
@@ -118,7 +128,7 @@ class CloudStore:
         """See ``ObjectStore``. Objects are streamed to files in parallel and checked against their CRC32C."""
         keys = self.list(prefix)
         if not keys:
-            raise NotFoundError(f"expected objects below {prefix or 'it'} in {self.uri}, found none")
+            raise nothing_below(prefix, self.uri)
 
         def download(key: str) -> None:
             target = local_dir / (key.removeprefix(f"{prefix}/") if prefix else key)

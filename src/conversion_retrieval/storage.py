@@ -66,6 +66,12 @@ class ObjectStore(Protocol):
         """All keys below the directory ``prefix`` (all keys if empty), sorted; empty if there is no such directory."""
         ...
 
+    def newest_write(self, prefix: str) -> float:
+        """When something below the directory ``prefix`` was last written, seconds since the epoch by the store's
+        clock; ``NotFoundError`` if there is nothing.
+        """
+        ...
+
     def upload_directory(self, local_dir: Path, prefix: str) -> None:
         """Copy all files of ``local_dir`` below ``prefix``; a ``manifest.json`` at the top is written last."""
         ...
@@ -115,6 +121,11 @@ def generation_mismatch(key: str, uri: str, expected: int, found: int | str) -> 
     )
 
 
+def nothing_below(prefix: str, uri: str) -> NotFoundError:
+    """The error of a directory without objects."""
+    return NotFoundError(f"expected objects below {prefix or 'it'} in {uri}, found none")
+
+
 def upload_order(local_dir: Path) -> list[Path]:
     """Files of a directory, a top-level manifest last: where it is, everything else is too. ``UserError`` if none."""
     files = sorted(path for path in local_dir.rglob("*") if path.is_file())
@@ -154,6 +165,14 @@ class LocalStore:
             paths = (path.relative_to(self._root) for path in start.rglob("*") if path.is_file())
             return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
+    def newest_write(self, prefix: str) -> float:
+        """See ``ObjectStore``."""
+        with self._translated(prefix):
+            times = [self._path(key).stat().st_mtime for key in self.list(prefix)]
+        if not times:
+            raise nothing_below(prefix, self.uri)
+        return max(times)
+
     def upload_directory(self, local_dir: Path, prefix: str) -> None:
         """See ``ObjectStore``."""
         for source in upload_order(local_dir):
@@ -166,7 +185,7 @@ class LocalStore:
         """See ``ObjectStore``."""
         keys = self.list(prefix)
         if not keys:
-            raise NotFoundError(f"expected objects below {prefix} in {self.uri}, found none")
+            raise nothing_below(prefix, self.uri)
         for key in keys:
             target = local_dir / key.removeprefix(f"{prefix}/")
             with self._translated(key):

@@ -4,6 +4,7 @@ Oracle: the registry's bytes, read with the plain object store.
 """
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,7 +133,7 @@ class CrashingStore:
     def __init__(self, uri: str, at: int, *, after: bool) -> None:
         self._store, self._left, self._after = open_store(uri), at, after
         self.uri = self._store.uri
-        self.read, self.list = self._store.read, self._store.list
+        self.read, self.list, self.newest_write = self._store.read, self._store.list, self._store.newest_write
         self.download_directory = self._store.download_directory
 
     def write(self, key: str, content: bytes, *, if_generation: int | None = None) -> int:
@@ -353,6 +354,36 @@ def test_pruned_version_is_never_served_again(registry: Registry, tmp_path: Path
     assert registry.prune(0) == [first.version]
     with pytest.raises(UserError, match="was pruned"):
         registry.rollback(first.version)
+
+
+def test_prune_removes_uploads_that_never_finished_once_they_are_old(registry_uri: str, tmp_path: Path) -> None:
+    champion = promote_new(Registry.open(registry_uri), tmp_path, "a")
+    candidate = make_bundle(tmp_path / "b", "b", state_of(champion))
+    with pytest.raises(Crash):
+        Registry(CrashingStore(registry_uri, 3, after=False)).promote(*candidate)
+    store, name = open_store(registry_uri), bundles.open_bundle(candidate[0]).version
+    assert store.list(f"versions/{name}")
+
+    def pruned(hours: float) -> list[str]:
+        return Registry(store, now=lambda: time.time() + hours * 3600).prune(10, partial_hours=24)
+
+    assert pruned(hours=23) == []
+    assert pruned(hours=25) == [name]
+    assert store.list(f"versions/{name}") == []
+    assert Registry.open(registry_uri).champion() == champion
+    with pytest.raises(UserError, match="was pruned"):  # a promoter that was merely slow never points at nothing
+        Registry.open(registry_uri).promote(*candidate)
+
+
+def test_retried_upload_is_young_again(registry_uri: str, tmp_path: Path) -> None:
+    champion = promote_new(Registry.open(registry_uri), tmp_path, "a")
+    candidate = make_bundle(tmp_path / "b", "b", state_of(champion))
+    with pytest.raises(Crash):
+        Registry(CrashingStore(registry_uri, 3, after=False)).promote(*candidate)
+    before = open_store(registry_uri).newest_write(f"versions/{bundles.open_bundle(candidate[0]).version}")
+    promoted = Registry.open(registry_uri).promote(*candidate)
+    assert open_store(registry_uri).newest_write(f"versions/{promoted.version}") >= before
+    assert Registry.open(registry_uri).prune(10, partial_hours=0) == []
 
 
 class Interrupting:

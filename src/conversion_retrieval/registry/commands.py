@@ -9,7 +9,7 @@ from rich.table import Table
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.registry.comparison import compare
 from conversion_retrieval.registry.decision import Check
-from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.registry.registry import PARTIAL_HOURS, Registry
 
 CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True)
 MARKS: Final = {True: "passed", False: "failed", None: "undecided"}
@@ -48,10 +48,13 @@ def diff(registry_uri: str, first: str, second: str) -> None:
     _print_table(f"{first} and {second}", ("what", first, second), rows)
 
 
-def prune(registry_uri: str, keep: int) -> None:
-    """Delete old versions and name them."""
-    deleted = Registry.open(registry_uri).prune(keep)
-    CONSOLE.print(f"deleted {len(deleted)} versions" + "".join(f"\n{version}" for version in deleted))
+def prune(registry_uri: str, keep: int, *, partial_hours: float = PARTIAL_HOURS) -> None:
+    """Delete old versions and unfinished uploads, and name them."""
+    registry = Registry.open(registry_uri)
+    deleted = registry.prune(keep, partial_hours=partial_hours)
+    for version in deleted:
+        CONSOLE.print(f"deleted {version}")
+    CONSOLE.print(f"{len(deleted)} deleted, {len(registry.versions())} versions kept in {registry.uri}")
 
 
 def _champion_version(registry: Registry) -> str:

@@ -7,6 +7,8 @@ last, so the pointer never names anything incomplete; whoever loses the swap is 
 import contextlib
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +31,7 @@ from conversion_retrieval.storage import NotFoundError, ObjectStore, Preconditio
 VERSIONS_PREFIX: Final = "versions"
 TOMBSTONES_PREFIX: Final = "pruned"
 MAX_ATTEMPTS: Final = 10
+PARTIAL_HOURS: Final = 24.0
 
 
 class LostRaceError(UserError):
@@ -63,8 +66,8 @@ class _Head:
 class Registry:
     """See the module. All methods raise ``StorageUnavailableError`` when the store does not answer."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+    def __init__(self, store: ObjectStore, *, now: Callable[[], float] = time.time) -> None:
+        self._store, self._now = store, now
         self.uri = store.uri
 
     @classmethod
@@ -150,27 +153,36 @@ class Registry:
         self._store.download_directory(f"{VERSIONS_PREFIX}/{version}", directory)
         return open_bundle(directory)
 
-    def prune(self, keep: int) -> list[str]:
+    def prune(self, keep: int, *, partial_hours: float = PARTIAL_HOURS) -> list[str]:
         """Delete all but the newest ``keep`` versions; never the champion or its predecessor. Returns the names.
 
-        A version is first marked, then the pointer is rewritten unchanged: a promotion or rollback that began before
-        loses its swap and, on its next attempt, finds the mark.
+        Uploads that never got their manifest go too, once nothing was written to them for ``partial_hours``. A version
+        is first marked, then the pointer is rewritten unchanged: a promotion or rollback that began before loses its
+        swap and, on its next attempt, finds the mark.
         """
-        if keep < 0:
-            raise UserError(f"expected to keep 0 versions or more, found {keep}")
+        if keep < 0 or partial_hours < 0:
+            raise UserError(f"expected to keep 0 versions or more for 0 hours or more, found {keep}, {partial_hours:g}")
         for _ in range(MAX_ATTEMPTS):
             head = self._head()
             if (champion := head.known()) is None:
                 return []
             versions = self.versions()
-            doomed = [
-                v for v in versions[: max(len(versions) - keep, 0)] if v not in (champion.version, champion.previous)
-            ]
+            old = [*versions[: max(len(versions) - keep, 0)], *self._abandoned(partial_hours * 3600)]
+            doomed = [v for v in old if v not in (champion.version, champion.previous)]
             if self._mark(doomed, head, champion):
                 for version in doomed:
                     self._store.delete_prefix(f"{VERSIONS_PREFIX}/{version}")
                 return doomed
         raise self._too_busy()
+
+    def partial_uploads(self) -> list[str]:
+        """Names of versions without a manifest: promotions that are under way, or that never finished."""
+        keys = (key.removeprefix(f"{VERSIONS_PREFIX}/") for key in self._store.list(VERSIONS_PREFIX))
+        return sorted({key.partition("/")[0] for key in keys} - set(self.versions()))
+
+    def _abandoned(self, seconds: float) -> list[str]:
+        latest = self._now() - seconds
+        return [v for v in self.partial_uploads() if self._store.newest_write(f"{VERSIONS_PREFIX}/{v}") <= latest]
 
     def _head(self) -> _Head:
         try:
