@@ -147,9 +147,17 @@ def test_metrics_count_answers_and_name_the_served_version(service: Service, ret
     content = service.get("/metrics")[1]
     assert f'conversion_retrieval_champion{{version="{served}"}} 1.0' in content
     assert 'conversion_retrieval_requests_total{outcome="answered"}' in content
+    column = retriever.model.spec.users.columns[0].name
+    missing = 'conversion_retrieval_feature_missing_share{feature="users.%s",rows="%s"} %s'
+    assert missing % (column, "training", "0.0") in content
+    # The request above came without user columns.
+    assert missing % (column, "serving", "NaN") not in content
+    assert missing % (column, "serving", "0.0\n") not in content
 
 
 def test_no_request_fails_across_twenty_champion_swaps(service: Service, retriever: Retriever) -> None:
+    champion = service.registry.champion().version
+    others = sorted(service.registry.versions(), key=lambda version: version == champion)
     seen: list[str] = []
     failures: list[object] = []
     stop = threading.Event()
@@ -168,8 +176,8 @@ def test_no_request_fails_across_twenty_champion_swaps(service: Service, retriev
     for client in clients:
         client.start()
     try:
-        for _ in range(SWAPS):
-            version = service.registry.rollback().version
+        for swap in range(SWAPS):
+            version = service.registry.rollback(others[swap % 2]).version
             before = len(seen)
             wait_until(lambda before=before, version=version: version in seen[before:] or bool(failures))
     finally:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,15 @@ from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.schema import TIMESTAMP
 from conversion_retrieval.serving.champion import ChampionLoader
+from conversion_retrieval.serving.coverage import Coverage
 from conversion_retrieval.serving.query_features import last_time
 from conversion_retrieval.serving.requests import MAX_K, Request, UserEvents
 from conversion_retrieval.serving.retriever import Candidates, Retriever
 from conversion_retrieval.tables import Tables, read_tables
 
 BATCH_REQUESTS = 256
+WORTH_SAYING = 0.01
+CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True)
 OUTPUT_SCHEMA = pa.schema(
     [
         ("request", pa.int64()),
@@ -63,8 +66,10 @@ def retrieve_user(
         exclude_seen=exclude_seen,
         advertiser_cap=advertiser_cap,
     )
-    (candidates,) = _answer(retriever, events, [request])
+    coverage = retriever.coverage()
+    (candidates,) = _answer(retriever, events, [request], coverage)
     _print(candidates, retriever.version)
+    _print_coverage(coverage)
     loader.discard_all_but("")
     return candidates
 
@@ -91,12 +96,17 @@ def retrieve_requests(
     retriever = loader.load()
     events = read_user_events(read_tables(data_uri), table["user_id"].to_pylist())
     options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
+    coverage, num_candidates = retriever.coverage(), 0
     temporary = output_path.with_name(f".{output_path.name}.tmp")
     with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
         for start in track(range(0, table.num_rows, BATCH_REQUESTS), "retrieve", unit="batches"):
             batch = _requests(table.slice(start, BATCH_REQUESTS), events, options)
-            writer.write_table(_rows(start, _answer(retriever, events, batch)))
+            answers = _answer(retriever, events, batch, coverage)
+            num_candidates += sum(len(answer.item_ids) for answer in answers)
+            writer.write_table(_rows(start, answers))
     temporary.replace(output_path)
+    CONSOLE.print(f"{num_candidates:,} candidates for {table.num_rows:,} requests, from {retriever.version}")
+    _print_coverage(coverage)
     loader.discard_all_but("")
     return output_path
 
@@ -113,11 +123,13 @@ def read_user_events(tables: Tables, user_ids: Iterable[str] | None = None) -> U
     return UserEvents.of_table(events, users)
 
 
-def _answer(retriever: Retriever, events: UserEvents, requests: Sequence[Request]) -> list[Candidates]:
+def _answer(
+    retriever: Retriever, events: UserEvents, requests: Sequence[Request], coverage: Coverage
+) -> list[Candidates]:
     user_ids = list(dict.fromkeys(request.user_id for request in requests))
     rows = {user_id: row for row, user_id in enumerate(user_ids)}
     user = np.array([rows[request.user_id] for request in requests], np.int64)
-    return retriever.retrieve(requests, events.of_users(user_ids), user)
+    return retriever.retrieve(requests, events.of_users(user_ids), user, observe=coverage.observe)
 
 
 def _requests(table: pa.Table, events: UserEvents, options: dict[str, Any]) -> list[Request]:
@@ -170,7 +182,18 @@ def _print(candidates: Candidates, version: str) -> None:
     columns = (candidates.item_ids, candidates.scores, candidates.advertiser_ids, candidates.reasons)
     for rank, (item, score, advertiser, reasons) in enumerate(zip(*columns, strict=True), start=1):
         table.add_row(str(rank), item, f"{score:.4f}", advertiser, ", ".join(reasons) or "no history")
-    Console(markup=False).print(table)
+    CONSOLE.print(table)
+
+
+def _print_coverage(coverage: Coverage) -> None:
+    """One line on what is missing more often than in training, so that a broken join is seen at once."""
+    shares = [s for s in coverage.shares() if s.serving is not None and s.serving > (s.training or 0.0) + WORTH_SAYING]
+    told = ", ".join(f"{s.feature} {s.serving:.0%} (training {_percent(s.training)})" for s in shares)
+    CONSOLE.print(f"missing or unknown more often than in training: {told or 'no feature'}")
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.0%}"
 
 
 def _is_known(events: UserEvents, user_id: str) -> bool:

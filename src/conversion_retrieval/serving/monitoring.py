@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import nan
 from typing import Final
 
 from kserve.errors import InvalidInput
 from prometheus_client import Counter, Gauge, Histogram
+
+from conversion_retrieval.serving.coverage import Coverage
 
 BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 REQUESTS: Final = Counter("conversion_retrieval_requests", "inference requests by outcome", ["outcome"])
@@ -14,6 +18,11 @@ SECONDS: Final = Histogram("conversion_retrieval_request_seconds", "time of answ
 SWITCHES: Final = Counter("conversion_retrieval_champion_switches", "champions taken over while serving")
 POLL_FAILURES: Final = Counter("conversion_retrieval_poll_failures", "failed looks for a new champion")
 SERVED: Final = Gauge("conversion_retrieval_champion", "1 for the served version", ["version"])
+MISSING: Final = Gauge(
+    "conversion_retrieval_feature_missing_share",
+    "share of rows without a usable value of a feature: what training saw, what is served since the champion took over",
+    ["feature", "rows"],
+)
 
 
 @contextmanager
@@ -31,10 +40,22 @@ def measured() -> Iterator[None]:
         REQUESTS.labels(outcome).inc()
 
 
-def serving(version: str) -> None:
-    """Publish which version is served."""
+def serving(version: str, coverage: Coverage) -> None:
+    """Publish which version is served, and how much of its features there is, counted anew at every scrape."""
     SERVED.clear()
     SERVED.labels(version).set(1)
+    MISSING.clear()
+    for shares in coverage.shares():
+        MISSING.labels(shares.feature, "training").set(_or_nan(shares.training))
+        MISSING.labels(shares.feature, "serving").set_function(partial(_served_share, coverage, shares.feature))
+
+
+def _served_share(coverage: Coverage, feature: str) -> float:
+    return next(_or_nan(shares.serving) for shares in coverage.shares() if shares.feature == feature)
+
+
+def _or_nan(share: float | None) -> float:
+    return nan if share is None else share
 
 
 def refused(status: int) -> None:

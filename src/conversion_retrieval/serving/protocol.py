@@ -7,24 +7,31 @@ answer: ``item_ids``, ``advertiser_ids``, ``reasons`` (BYTES; a JSON list of ite
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.spec import Column
 from conversion_retrieval.schema import EVENT_TYPES
 from conversion_retrieval.serving.requests import EVENT_SCHEMA, MAX_K, Request, UserEvents, inline_events
 from conversion_retrieval.serving.retriever import Candidates
+from conversion_retrieval.serving.user_columns import overlay
 
 INPUT: Final = "requests"
 MAX_BATCH: Final = 64
 MAX_HISTORY: Final = 1024
 MAX_DIMENSIONS: Final = 4096
+MAX_USER_COLUMNS: Final = 256
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+Text = Annotated[str, Field(max_length=1024)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Vector = Annotated[list[Finite], Field(max_length=MAX_DIMENSIONS)]
+UserValue = StrictBool | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)] | Finite | Text | Vector | None
 
 
 class _Document(BaseModel):
@@ -42,14 +49,18 @@ class EventDocument(_Document):
 
 
 class RequestDocument(_Document):
-    """One query. The user's events come in ``history``, or from the service's own data where it is left out."""
+    """One query. The user's events come in ``history``, or from the service's own data where it is left out.
+
+    ``user_columns`` are raw values of the users table, in place of those that the service knows.
+    """
 
     user_id: Id
     time: datetime | None = None
     surface: Id | None = None
     context_item_id: Id | None = None
-    context_embedding: Annotated[list[Finite], Field(max_length=MAX_DIMENSIONS)] | None = None
+    context_embedding: Vector | None = None
     history: Annotated[list[EventDocument], Field(max_length=MAX_HISTORY)] | None = None
+    user_columns: Annotated[dict[Id, UserValue], Field(max_length=MAX_USER_COLUMNS)] | None = None
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 100
     exclude_seen: bool = False
     advertiser_cap: Annotated[int, Field(ge=0, le=MAX_K)] = 0
@@ -76,20 +87,31 @@ def _parse(number: int, text: str | bytes) -> RequestDocument:
 
 
 def requests_of(
-    documents: Sequence[RequestDocument], known: UserEvents | None, *, now: datetime | None = None
+    documents: Sequence[RequestDocument],
+    known: UserEvents | None,
+    *,
+    user_columns: Sequence[Column] = (),
+    now: datetime | None = None,
 ) -> tuple[list[Request], UserEvents]:
     """Requests and the events of each one's user, in the order of the requests.
 
-    Where a document has no history, ``known`` events of that user are used.
+    Where a document has no history, ``known`` events of that user are used; likewise user columns, of which those in
+    ``user_columns`` may be given. ``UserError`` names one that may not, or has a value of another kind.
     """
     now = now or datetime.now(UTC)
     requests = [_request(document, now) for document in documents]
+    events = _events_of(documents, known)
+    given = [document.user_columns for document in documents]
+    return requests, replace(events, users=overlay(events.users, given, user_columns))
+
+
+def _events_of(documents: Sequence[RequestDocument], known: UserEvents | None) -> UserEvents:
     if known is None:
-        return requests, inline_events([_events(document) for document in documents])
+        return inline_events([_events(document) for document in documents])
     looked_up = known.of_users([document.user_id for document in documents])
     if all(document.history is None for document in documents):
-        return requests, looked_up
-    return requests, _replace_given(looked_up, documents)
+        return looked_up
+    return _replace_given(looked_up, documents)
 
 
 def _replace_given(looked_up: UserEvents, documents: Sequence[RequestDocument]) -> UserEvents:

@@ -32,6 +32,8 @@ class Positions(ItemIndex):
 
     def rows(self, ids: pa.ChunkedArray | pa.Array) -> NDArray[np.int32]:
         """See ``ItemIndex.rows``."""
+        if ids.null_count == len(ids):
+            return np.full(len(ids), -1, np.int32)
         return np.array([self.positions.get(item_id, -1) for item_id in ids.to_pylist()], np.int32)
 
 

@@ -1,7 +1,7 @@
 """Candidates from a bundle: query features, the query tower, the index, filters, and a reason for each candidate."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.errors import CorruptArtifactError
 from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.index.search import ItemIndex, read_index
 from conversion_retrieval.registry.bundle import Bundle, open_bundle
-from conversion_retrieval.serving.query_features import EncodedQueries, Positions, QueryFeatures
+from conversion_retrieval.serving.coverage import Coverage
+from conversion_retrieval.serving.query_features import Positions, QueryFeatures
 from conversion_retrieval.serving.requests import Request, UserEvents
 from conversion_retrieval.training.load import LoadedModel, load_model
 
 MAX_REASONS: Final = 3
+SEARCH_STEP: Final = 128
+_Hits = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class Retriever:
     item_vectors: NDArray[np.float32]
     catalogue_rows: NDArray[np.int64]  # of each index row
     index_rows: NDArray[np.int64]  # of each catalogue row, -1 where not indexed
+    item_names: NDArray[np.object_]  # of each catalogue row, as texts
+    advertiser_names: NDArray[np.object_]
 
     @classmethod
     def open(cls, bundle_dir: Path | str) -> "Retriever":
@@ -78,45 +84,94 @@ class Retriever:
             item_vectors=np.load(directory / "index" / "item_embeddings.npy", mmap_mode="r", allow_pickle=False),
             catalogue_rows=catalogue_rows,
             index_rows=index_rows,
+            item_names=_texts(items["item_id"]),
+            advertiser_names=_texts(items["advertiser_id"]),
         )
 
-    def retrieve(self, requests: Sequence[Request], events: UserEvents, user: NDArray[np.int64]) -> list[Candidates]:
-        """Answer ``requests`` [B], whose users are rows ``user`` [B] of ``events``."""
+    def retrieve(
+        self,
+        requests: Sequence[Request],
+        events: UserEvents,
+        user: NDArray[np.int64],
+        *,
+        observe: Callable[[QueryArrays], None] | None = None,
+    ) -> list[Candidates]:
+        """Answer ``requests`` [B], whose users are rows ``user`` [B] of ``events``; ``observe`` sees the tower's
+        inputs.
+        """
         if not requests:
             return []
         queries = self.features.encode(requests, events, user)
+        if observe:
+            observe(queries.arrays)
         vectors = self.model.encode_arrays(self.features.catalogue, queries.arrays)
-        return [self._answer(request, queries, i, vectors[i : i + 1]) for i, request in enumerate(requests)]
+        histories = [queries.history_items(query) for query in range(len(requests))]
+        found = self._search_all(vectors, requests, histories)
+        return [
+            self._answer(request, history, *hits)
+            for request, history, hits in zip(requests, histories, found, strict=True)
+        ]
 
-    def _answer(self, request: Request, queries: EncodedQueries, query: int, vector: NDArray[np.float32]) -> Candidates:
-        history = queries.history_items(query)
-        seen = history if request.exclude_seen else history[:0]
-        rows, scores = self._search(vector, request, seen)
-        catalogue = self.features.catalogue
-        taken = pa.array(self.catalogue_rows[rows])
+    def coverage(self) -> Coverage:
+        """A fresh count of missing features, to observe requests with."""
+        return Coverage(self.model.spec, self.features.catalogue.metadata)
+
+    def _answer(
+        self, request: Request, history: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> Candidates:
+        taken = self.catalogue_rows[rows]
         return Candidates(
             user_id=request.user_id,
-            item_ids=tuple(catalogue.item_ids.take(taken).to_pylist()),
+            item_ids=tuple(self.item_names[taken].tolist()),
             scores=tuple(scores.tolist()),
-            advertiser_ids=tuple(map(str, catalogue.item_table["advertiser_id"].take(taken).to_pylist())),
+            advertiser_ids=tuple(self.advertiser_names[taken].tolist()),
             reasons=self._reasons(rows, history),
         )
 
-    def _search(
-        self, vector: NDArray[np.float32], request: Request, seen: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Index rows and scores of the best ``k`` that pass the filters; asks for more until they are enough."""
-        wanted = min(request.k + len(seen), len(self.index))
+    def _search_all(
+        self, vectors: NDArray[np.float32], requests: Sequence[Request], histories: Sequence[NDArray[np.int64]]
+    ) -> list[_Hits]:
+        """Index rows and scores of each request's best ``k`` that pass its filters.
+
+        Requests that need equally many are searched together; how many a request needs depends on itself alone, so
+        that company never changes an answer.
+        """
+        seen = [
+            history if request.exclude_seen else history[:0]
+            for request, history in zip(requests, histories, strict=True)
+        ]
+        wanted = np.array(
+            [_wanted(request, len(items), len(self.index)) for request, items in zip(requests, seen, strict=True)]
+        )
+        hits: list[_Hits | None] = [None] * len(requests)
+        for count in np.unique(wanted).tolist():
+            members = np.flatnonzero(wanted == count)
+            scores, rows = self.index.search(vectors[members], count)
+            for at, query in enumerate(members.tolist()):
+                hits[query] = self._filtered(vectors[query], requests[query], seen[query], rows[at], scores[at])
+        return [found for found in hits if found is not None]
+
+    def _filtered(
+        self,
+        vector: NDArray[np.float32],
+        request: Request,
+        seen: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+    ) -> _Hits:
+        """The best ``k`` of a search's result that pass; searches for more until they are enough."""
         while True:
-            scores, rows = (found[0] for found in self.index.search(vector, max(wanted, 1)))
             keep = self._allowed(rows, request, seen)
-            if keep.sum() >= request.k or wanted >= len(self.index) or (rows < 0).any():
+            if keep.sum() >= request.k or len(rows) >= len(self.index) or (rows < 0).any():
                 return rows[keep][: request.k], scores[keep][: request.k]
-            wanted = min(wanted * 4, len(self.index))
+            wanted = min(len(rows) * 4, len(self.index))
+            scores, rows = (found[0] for found in self.index.search(vector[None], wanted))
 
     def _allowed(self, rows: NDArray[np.int64], request: Request, seen: NDArray[np.int64]) -> NDArray[np.bool_]:
-        catalogue_rows = np.where(rows >= 0, self.catalogue_rows[rows], -1)
-        keep = (rows >= 0) & ~np.isin(catalogue_rows, seen)
+        keep = rows >= 0
+        catalogue_rows = np.where(keep, self.catalogue_rows[rows], -1)
+        if len(seen):
+            keep &= ~np.isin(catalogue_rows, seen)
         if request.advertiser_cap:
             allowed = np.flatnonzero(keep)
             advertisers = self.features.catalogue.item_advertiser[catalogue_rows[allowed]]
@@ -128,10 +183,16 @@ class Retriever:
         history = history[self.index_rows[history] >= 0][: self.model.spec.history_length]
         if len(history) == 0 or len(rows) == 0:
             return ((),) * len(rows)
-        similarity = _unit(self.item_vectors[rows]) @ _unit(self.item_vectors[self.index_rows[history]]).T
+        # The candidate's own length is the same for all of its reasons.
+        similarity = self.item_vectors[rows] @ _unit(self.item_vectors[self.index_rows[history]]).T
         closest = np.argsort(-similarity, axis=1, kind="stable")[:, :MAX_REASONS]
-        ids = np.array(self.features.catalogue.item_ids.take(pa.array(history)).to_pylist(), object)
-        return tuple(tuple(row) for row in ids[closest])
+        return tuple(map(tuple, self.item_names[history][closest].tolist()))
+
+
+def _wanted(request: Request, num_seen: int, num_items: int) -> int:
+    """How many to search for: as many as asked, or whole blocks that leave room for what is left out."""
+    room = request.k + num_seen
+    return max(1, min(room if room == request.k else -(-room // SEARCH_STEP) * SEARCH_STEP, num_items))
 
 
 def _occurrence(values: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -142,6 +203,11 @@ def _occurrence(values: NDArray[np.int32]) -> NDArray[np.int64]:
     result = np.empty(len(values), np.int64)
     result[order] = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
     return result
+
+
+def _texts(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    """Python texts made once: a request only picks some."""
+    return np.array(list(map(str, column.to_pylist())), object)
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

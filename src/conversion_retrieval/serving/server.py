@@ -7,22 +7,23 @@ assignment, and requests that began with the old one finish with it.
 import asyncio
 import sys
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving import monitoring
+from conversion_retrieval.serving.batching import Batcher
+from conversion_retrieval.serving.calls import Answered, Answerer
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.commands import read_user_events
 from conversion_retrieval.serving.guard import RequestGuard
-from conversion_retrieval.serving.protocol import INPUT, output_tensors, parse_requests, requests_of
+from conversion_retrieval.serving.protocol import INPUT, output_tensors
 from conversion_retrieval.serving.requests import UserEvents
-from conversion_retrieval.serving.retriever import Candidates, Retriever
+from conversion_retrieval.serving.retriever import Retriever
 from conversion_retrieval.tables import read_tables
 
 # The model server reads the process's arguments when imported, and these are ours.
@@ -34,6 +35,7 @@ from kserve.model_server import app  # noqa: E402
 sys.argv = _arguments
 
 MODEL_NAME: Final = "conversion-retrieval"
+MAX_CALLS: Final = 32  # in a batch
 INPUT_TYPES: Final = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
 OUTPUT_TYPES: Final = [
     {"name": "item_ids", "datatype": "BYTES", "shape": [-1, -1]},
@@ -47,22 +49,23 @@ OUTPUT_TYPES: Final = [
 class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
     """Answers with whatever champion is loaded; ``switch`` replaces it between two requests."""
 
-    def __init__(self, retriever: Retriever, known: UserEvents | None = None, *, num_threads: int = 2) -> None:
+    def __init__(self, retriever: Retriever, known: UserEvents | None = None) -> None:
         super().__init__(MODEL_NAME)
         self._known = known
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="retrieve")
+        self._batcher: Batcher[list[str], Answered] = Batcher(self._answer, max_calls=MAX_CALLS)
         self.switch(retriever)
         self.ready = True  # a retriever has answered a query before it gets here
 
     @property
     def version(self) -> str:
         """The served version."""
-        return self._retriever.version
+        return self._answerer.retriever.version
 
     def switch(self, retriever: Retriever) -> None:
-        """Serve another bundle from the next request on."""
-        self._retriever = retriever
-        monitoring.serving(retriever.version)
+        """Serve another bundle from the next batch on."""
+        coverage = retriever.coverage()
+        monitoring.serving(retriever.version, coverage)
+        self._answerer = Answerer(retriever=retriever, known=self._known, observe=coverage.observe)
 
     async def predict(
         self,
@@ -70,14 +73,15 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
         headers: dict[str, str] | None = None,  # noqa: ARG002 - kserve passes them
     ) -> InferResponse:
         """Answer one inference request; ``InvalidInput`` (400) says what is wrong with it."""
-        retriever = self._retriever  # one champion for the whole request
-        loop = asyncio.get_running_loop()
         with monitoring.measured():
-            answers = await loop.run_in_executor(self._threads, self._answer, retriever, payload.inputs[0].data)
-        outputs = [InferOutput(name, shape, datatype, data) for name, datatype, shape, data in output_tensors(answers)]
-        return InferResponse(
-            payload.id or uuid.uuid4().hex, MODEL_NAME, outputs, parameters={"version": retriever.version}
-        )
+            try:
+                answered = await self._batcher(payload.inputs[0].data)
+            except UserError as error:
+                raise InvalidInput(str(error)) from None
+        tensors = output_tensors(answered.candidates)
+        outputs = [InferOutput(name, shape, datatype, data) for name, datatype, shape, data in tensors]
+        parameters = {"version": answered.version}
+        return InferResponse(payload.id or uuid.uuid4().hex, MODEL_NAME, outputs, parameters=parameters)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Metadata of the input tensor."""
@@ -87,12 +91,8 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
         """Metadata of the output tensors."""
         return OUTPUT_TYPES
 
-    def _answer(self, retriever: Retriever, texts: list[str]) -> list[Candidates]:
-        try:
-            requests, events = requests_of(parse_requests(texts), self._known)
-            return retriever.retrieve(requests, events, np.arange(len(requests)))
-        except UserError as error:
-            raise InvalidInput(str(error)) from None
+    def _answer(self, calls: Sequence[list[str]]) -> list[Answered | Exception]:
+        return self._answerer(calls)  # one champion for the whole batch
 
 
 class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
@@ -152,7 +152,7 @@ def serve(
         raise UserError(f"expected a port between 1 and 65535, found {port}")
     if not poll_seconds > 0:
         raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
-    torch.set_num_threads(1)  # requests run beside each other instead
+    torch.set_num_threads(1)  # the other cores are for the HTTP side
     loader = ChampionLoader(Registry.open(registry_uri))
     retriever = loader.load()
     known = read_user_events(read_tables(data_uri)) if data_uri else None
