@@ -226,7 +226,8 @@ def test_decayed_counts_are_normalised_near_to_their_logarithm(tmp_path):
     stored = data.stored_performance
     last = slice(stored.offsets[-2], stored.offsets[-1])
     expected = (np.log1p(100 * stored.values[last, column]) - statistic.mean) / statistic.std
-    np.testing.assert_allclose(data.performance(data.num_snapshots - 1)[stored.items[last], column], expected, rtol=1e-4)
+    newest = data.performance(data.num_snapshots - 1)[stored.items[last], column]
+    np.testing.assert_allclose(newest, expected, rtol=1e-4)
     inside = stored.times <= parse_time(data.metadata["windows"]["train"]["end"])
     inside &= stored.times > parse_time(data.metadata["windows"]["train"]["start"])
     training = np.concatenate([data.performance(s)[:, column] for s in np.flatnonzero(inside)])

@@ -1,5 +1,6 @@
 """The ``build_features`` stage: a validated snapshot in, the features and spec artifacts out."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from conversion_retrieval.config import PipelineConfig
 
 ADDED_ITEM_COLUMNS = ("advertiser", "first_seen")
+PROFILE = "profile.json"
 
 
 def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, config: "PipelineConfig") -> None:
@@ -60,6 +62,8 @@ def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, co
         built = _Build(snapshot_dir, config, template, Path(scratch))
         built.run()
         built.write(features, spec)
+        if (snapshot_dir / PROFILE).exists():  # travels into the bundle, for the drift check of later runs
+            shutil.copyfile(snapshot_dir / PROFILE, features / PROFILE)
 
 
 def _template(spec_path: str) -> FeatureSpec | None:

@@ -39,7 +39,7 @@ def group_starts(*keys: NDArray[Any]) -> NDArray[np.bool_]:
 def carried_forward(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
     """For each position the last flagged position up to and including it, -1 before the first."""
     positions = np.where(flags, np.arange(len(flags)), -1)
-    return np.maximum.accumulate(positions) if len(positions) else positions
+    return np.maximum.accumulate(positions, out=positions) if len(positions) else positions
 
 
 def carried_backward(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
