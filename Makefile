@@ -47,7 +47,7 @@ types: $(INSTALLED)  ## mypy, strict
 
 .PHONY: tests
 tests: $(INSTALLED)  ## pytest alone
-	@$(TEST_ENV) $(BIN)/pytest --numprocesses $(JOBS) --dist loadgroup
+	@$(TEST_ENV) $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: format
 format: $(INSTALLED)  ## Rewrite the code in the project's format

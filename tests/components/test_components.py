@@ -32,7 +32,7 @@ CONFIG = json.dumps(
         "split": {"max_evaluation_queries": 100},
     }
 )
-pytestmark = pytest.mark.xdist_group("components")
+pytestmark = pytest.mark.long
 
 
 def component(stage: str):

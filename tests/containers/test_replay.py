@@ -16,7 +16,7 @@ from tests.worlds import tiny_world
 
 from .test_dockerfiles import CONTAINERS, ROOT, arguments
 
-pytestmark = [pytest.mark.xdist_group("replay"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def replayed(step: str, python: Path, wheels: Path) -> str:

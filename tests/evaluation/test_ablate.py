@@ -11,8 +11,6 @@ from conversion_retrieval.evaluation.ablation import ablate
 from conversion_retrieval.training import stage
 from tests.worlds import QUICK_RUN, tiny_world
 
-pytestmark = pytest.mark.xdist_group("components")
-
 
 def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_is_missing(tmp_path, monkeypatch):
     data_uri, output_dir = str(tiny_world(tmp_path / "data")), tmp_path / "ablation"

@@ -15,7 +15,7 @@ from pipelines.compile import compile_pipeline, placement
 from tests.worlds import QUICK_RUN, tiny_world
 
 pytestmark = [
-    pytest.mark.xdist_group("ablation-run"),
+    pytest.mark.long,
     pytest.mark.timeout(600),
     # What a process on this machine does not have: requests, limits, accelerators.
     pytest.mark.filterwarnings("ignore:Task .* have no effect:UserWarning"),

@@ -19,7 +19,7 @@ from pipelines.local import LOG_FILE, run_locally
 from pipelines.stage_view import StageView
 from tests.worlds import QUICK_RUN, tiny_world
 
-pytestmark = [pytest.mark.xdist_group("local-runs"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
