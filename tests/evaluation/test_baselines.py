@@ -19,7 +19,8 @@ from conversion_retrieval.evaluation.item_knn import fit_item_knn, nearest_neigh
 from conversion_retrieval.evaluation.overlap import engagements_only, moved
 from conversion_retrieval.evaluation.own_history import fit_own_history
 from conversion_retrieval.evaluation.popularity import fit_popularity, fit_recent_popularity
-from conversion_retrieval.evaluation.pure_svd import fit_pure_svd, item_factors
+from conversion_retrieval.evaluation.pure_svd import fit_pure_svd
+from conversion_retrieval.factorization import item_factors
 from conversion_retrieval.evaluation.ranking import ItemLists, score_ranks
 from conversion_retrieval.schema import EVENT_TYPES
 

@@ -6,7 +6,7 @@ import torch
 
 from conversion_retrieval.model.config import HistoryConfig, ModelConfig, TowerConfig
 from conversion_retrieval.model.inputs import QueryInputs
-from conversion_retrieval.model.two_tower import TwoTower, make_model
+from conversion_retrieval.model.two_tower import START_TEMPERATURE, TwoTower, make_model
 from tests.model.inputs import NUM_ITEMS, SIZES, catalogue, performance, queries, query_arrays
 
 SMALL = TowerConfig(hidden_sizes=(8, 8, 8))
@@ -22,6 +22,7 @@ VARIANTS = {
     "no_ids": dataclasses.replace(CONFIG, item_id_embedding="none"),
     "hashed": dataclasses.replace(CONFIG, item_id_embedding="hashed"),
     "no_history": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="none")),
+    "memory": dataclasses.replace(CONFIG, normalize=False, memory_dim=6),
     "recency_mean": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="recency_mean")),
 }
 
@@ -29,7 +30,8 @@ VARIANTS = {
 def encode(model: TwoTower, inputs: QueryInputs | None = None, **options: str) -> tuple[torch.Tensor, torch.Tensor]:
     model.eval()
     items = catalogue()
-    query_vectors = model.encode_queries(inputs or queries(), model.embed_history_items(items), **options)
+    embedded = model.embed_history_items(items)
+    query_vectors = model.encode_queries(inputs or queries(), embedded, items.id_code, **options)
     item_vectors = model.encode_items(items.rows(slice(NUM_ITEMS)), performance(), **options)
     return query_vectors, item_vectors
 
@@ -85,11 +87,11 @@ def test_popularity_raises_the_score_for_every_query_through_a_plain_inner_produ
     model = make_model(SIZES, CONFIG)
     query_vectors, item_vectors = encode(model)
     with torch.no_grad():
-        model.bias.item[-1].bias += 1.0
+        model.bias.linear.bias += 1.0
     raised = encode(model)[1]
     gain = (query_vectors @ raised.T - query_vectors @ item_vectors.T).detach()
-    # At the start every query weighs popularity by softplus(0) = log 2.
-    torch.testing.assert_close(gain, torch.full_like(gain, np.log(2)))
+    # At the start every query weighs popularity by 1 in the loss's scale, the starting temperature in the cosine's.
+    torch.testing.assert_close(gain, torch.full_like(gain, START_TEMPERATURE))
 
 
 def test_unified_head_serves_all_tasks_and_multi_head_one_each():

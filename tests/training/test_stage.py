@@ -118,7 +118,7 @@ def test_vectors_are_those_of_the_model_in_memory(trained, built):
     arrays = dataset.query_arrays(dataset.split("test"), np.arange(5))
     catalogue = loaded.catalogue(dataset)
     inputs = QueryInputs.of(arrays, dataset.num_items, torch.device("cpu"))
-    expected = loaded.model.encode_queries(inputs, catalogue.history).detach().numpy()
+    expected = loaded.model.encode_queries(inputs, catalogue.history, catalogue.items.id_code).detach().numpy()
     np.testing.assert_array_equal(loaded.encode_queries(dataset, dataset.split("test"), np.arange(5)), expected)
 
 

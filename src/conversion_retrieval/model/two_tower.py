@@ -17,6 +17,7 @@ from conversion_retrieval.model.embedding import (
 )
 from conversion_retrieval.model.history import HistorySummary, history_encoder
 from conversion_retrieval.model.inputs import EntityInputs, QueryInputs
+from conversion_retrieval.model.memory import Memory
 from conversion_retrieval.model.sizes import InputSizes
 from conversion_retrieval.model.tower import Tower
 
@@ -150,11 +151,12 @@ class TwoTower(nn.Module):
         has_bias = config.popularity_bias and sizes.item_performance > 0
         scale = START_TEMPERATURE if config.normalize else 1.0
         self.bias = PopularityBias(sizes, self.query_tower.preference_dim, scale=scale) if has_bias else None
+        self.memory = Memory(sizes.items.num_ids, config) if config.memory_dim and sizes.items.num_ids > 1 else None
 
     @property
     def output_dim(self) -> int:
-        """The length of the served vectors: ``embedding_dim``, and one more for the popularity bias."""
-        return self.config.embedding_dim + (self.bias is not None)
+        """The length of the served vectors: ``embedding_dim``, one more for the popularity bias, and the memory's."""
+        return self.config.embedding_dim + (self.bias is not None) + (self.config.memory_dim if self.memory else 0)
 
     def embed_items(self, items: EntityInputs) -> Tensor:
         """The item tower's static embedding, [M, embedding_dim]."""
@@ -171,22 +173,29 @@ class TwoTower(nn.Module):
         self, items: EntityInputs, performance: Tensor, embedded: Tensor | None = None, head: str = SERVED_HEAD
     ) -> Tensor:
         """[M] items with ``performance`` [M, F] -> [M, output_dim] of the head of one task."""
-        return self.item_vectors(items, performance, embedded)[self.head_of(head)]
+        vectors = self.item_vectors(items, performance, embedded)[self.head_of(head)]
+        return vectors if self.memory is None else torch.cat([vectors, self.memory.items(items.id_code)], dim=1)
 
-    def encode_queries(self, queries: QueryInputs, embedded: Tensor, head: str = SERVED_HEAD) -> Tensor:
-        """[B] queries -> [B, output_dim]; ``embedded`` is ``embed_history_items`` of the items they refer to."""
-        return self.query_vectors(queries, embedded)[self.head_of(head)]
+    def encode_queries(
+        self, queries: QueryInputs, embedded: Tensor, id_code: Tensor, head: str = SERVED_HEAD
+    ) -> Tensor:
+        """[B] queries -> [B, output_dim].
+
+        ``embedded`` is ``embed_history_items`` of the items that the queries refer to, ``id_code`` their id codes.
+        """
+        vectors = self.query_vectors(queries, embedded)[self.head_of(head)]
+        return vectors if self.memory is None else torch.cat([vectors, self.memory.queries(queries, id_code)], dim=1)
 
     def item_vectors(
         self, items: EntityInputs, performance: Tensor, embedded: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """As ``encode_items`` for every head, by its name."""
+        """What is trained of ``encode_items``, for every head by its name; the memory is frozen and left out."""
         embedded = self.embed_items(items) if embedded is None else embedded
         bias = None if self.bias is None else self.bias.item(performance)
         return self._finished(self.item_tower(items, performance, embedded), bias)
 
     def query_vectors(self, queries: QueryInputs, embedded: Tensor) -> dict[str, Tensor]:
-        """As ``encode_queries`` for every head, by its name."""
+        """What is trained of ``encode_queries``, for every head by its name."""
         preferences = self.query_tower.preferences(queries)
         weight = None if self.bias is None else self.bias.weight(preferences)
         return self._finished(self.query_tower(queries, preferences, embedded), weight)

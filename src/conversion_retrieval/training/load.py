@@ -72,7 +72,8 @@ class LoadedModel:
         if self.model.training:  # switching walks over all modules, which a single query would feel
             self.model.eval()
         inputs = QueryInputs.of(arrays, dataset.num_items, self.device)
-        vectors = self.model.encode_queries(inputs, self.catalogue(dataset).history, head)
+        catalogue = self.catalogue(dataset)
+        vectors = self.model.encode_queries(inputs, catalogue.history, catalogue.items.id_code, head)
         return np.asarray(vectors.float().cpu().numpy())
 
     @torch.no_grad()

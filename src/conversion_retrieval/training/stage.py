@@ -22,6 +22,7 @@ from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
 from conversion_retrieval.training.distributed import process_group, wait_for_all
 from conversion_retrieval.training.examples import Examples, num_batches
+from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.pool import takes_full_softmax
@@ -80,8 +81,11 @@ def make_trainer(
     found = checkpoints.latest() if checkpoints else None
     position = found.position if found else Position()
     writes = log_dir is not None and shard.rank == 0
+    learner = _learner(InputSizes.of(dataset.spec), config, steps, device, shard)
+    if learner.model.memory is not None and found is None:
+        fill_memory(learner.model.memory, dataset, seed=config.model.seed)
     trainer = Trainer(
-        learner=_learner(InputSizes.of(dataset.spec), config, steps, device, shard),
+        learner=learner,
         builder=builder,
         validator=_validator(dataset, config, builder.catalogue, shard),
         recorder=Recorder(position.curve, Path(str(log_dir)) if writes else None, first_step=position.step),
