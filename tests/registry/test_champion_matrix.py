@@ -1,10 +1,11 @@
 """What a run decides and does for every champion, candidate and condition of the registry.
 
 The champion is looked up in a registry on a real storage server whose answers are normal, missing, or late (every
-request times out twice before it is answered). Oracle: the tables below, written by hand from docs/gate.md.
+request for an object times out twice before it is answered). Oracle: the tables below, written by hand from docs/gate.md.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def condition(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         genuine_init(self, bucket, prefix, retry_seconds=patience[0], pause_seconds=0.001)
 
     def late(self: AuthorizedSession, method: str, url: str, *args: object, **kwargs: object) -> requests.Response:
+        about_objects = re.search(r"/o([/?]|$)", url)  # the client looks at the bucket now and then by itself
         attempts[url] = attempts.get(url, 0) + 1
-        if attempts[url] % 3:
+        if about_objects and attempts[url] % 3:
             raise requests.ReadTimeout(f"no answer in time from {url}")
         return genuine_request(self, method, url, *args, **kwargs)
 

@@ -349,6 +349,16 @@ def test_prune_of_more_than_there_are_deletes_nothing(registry: Registry, tmp_pa
     assert set(registry.versions()) == versions
 
 
+def test_prune_leaves_the_records_of_runs(registry_uri: str, tmp_path: Path) -> None:
+    registry, store = Registry.open(registry_uri), open_store(registry_uri)
+    for name in "abc":
+        store.write(f"runs/{promote_new(registry, tmp_path, name).version}.json", b"{}")
+    runs = store.list("runs")
+    assert registry.prune(0)
+    assert len(runs) == 3
+    assert store.list("runs") == runs
+
+
 def test_pruned_version_is_never_served_again(registry: Registry, tmp_path: Path) -> None:
     first, *_ = (promote_new(registry, tmp_path, name) for name in "abc")
     assert registry.prune(0) == [first.version]
@@ -439,7 +449,7 @@ def test_show_refuses_a_file_that_was_altered(registry_uri: str, tmp_path: Path)
 
 def test_difference_of_two_versions_names_files_and_settings(registry: Registry, tmp_path: Path) -> None:
     first, second = (registry.show(promote_new(registry, tmp_path, name).version) for name in "ab")
-    found = {d.what: (d.before, d.after) for d in compare(first, second)}
+    found = {f"{d.kind} {d.name}": (d.before, d.after) for d in compare(first, second)}
     assert found["config name"] == ('"a"', '"b"')
     assert "file model/weights.safetensors" in found
     assert "file items.parquet" not in found

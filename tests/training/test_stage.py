@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import open_artifact, read_manifest, write_manifest
@@ -13,7 +14,7 @@ from conversion_retrieval.features.build import build_features
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.model.inputs import QueryInputs
-from conversion_retrieval.training.load import load_model
+from conversion_retrieval.training.load import load_model, load_weights
 from conversion_retrieval.training.stage import train
 from tests.features.tables import write_snapshot
 from tests.training.runs import small_config
@@ -139,8 +140,18 @@ def test_weights_of_another_shape_are_refused_in_one_line(trained, tmp_path):
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes().replace(b'"embedding_dim": 16', b'"embedding_dim": 32'))
     write_manifest(directory, kind="model")
-    with pytest.raises(CorruptArtifactError, match="expected weights of the configured model at"):
+    with pytest.raises(CorruptArtifactError, match="expected weights of the configured model at") as caught:
         load_model(directory)
+    assert str(caught.value).count("size mismatch") == 1
+
+
+def test_of_missing_tensors_only_the_first_is_named(trained, tmp_path):
+    model = load_model(trained / "model").model
+    save_file({}, tmp_path / "weights.safetensors")
+    first, second, *_ = model.state_dict()
+    with pytest.raises(CorruptArtifactError, match=f'found: Missing key.* "{first}"$') as caught:
+        load_weights(model, tmp_path / "weights.safetensors")
+    assert second not in str(caught.value)
 
 
 def test_a_model_of_a_newer_schema_is_refused_by_version(trained, tmp_path):

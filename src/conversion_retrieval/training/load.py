@@ -1,6 +1,7 @@
 """A trained model with its spec: the one way to vectors in evaluation, indexing and serving."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,5 +135,11 @@ def load_weights(model: TwoTower, path: Path) -> None:
     try:
         model.load_state_dict(load_file(str(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CorruptArtifactError(f"expected weights of the configured model at {path}, found: {reason}") from None
+        reason = f"expected weights of the configured model at {path}, found: {_first_fault(error)}"
+        raise CorruptArtifactError(reason) from None
+
+
+def _first_fault(error: Exception) -> str:
+    """What is wrong with the first tensor: ``load_state_dict`` lists all of them."""
+    text = " ".join(str(error).split()).rpartition("Error(s) in loading state_dict for TwoTower: ")[2]
+    return re.split(r'(?<="), "|(?<=\.) (?=size mismatch|Unexpected key)', text, maxsplit=1)[0][:300]
