@@ -106,8 +106,9 @@ def test_residual_towers_start_near_matrix_factorisation():
     model, items, inputs = make_model(SIZES, config), catalogue(), queries()
     query_vectors, item_vectors = encode(model)
     embedded = model.embed_items(items)
-    summary = model.query_tower.summary(inputs, embedded[inputs.history_item])
-    factorised = torch.nn.functional.cosine_similarity(summary[1:, None], embedded[None, :NUM_ITEMS], dim=-1)
+    subject = embedded[inputs.context_item]
+    wanted = model.query_tower.residual(inputs, embedded[inputs.history_item], subject, NUM_ITEMS)
+    factorised = torch.nn.functional.cosine_similarity(wanted[1:, None], embedded[None, :NUM_ITEMS], dim=-1)
     found = query_vectors[1:] @ item_vectors.T
     assert np.corrcoef(found.detach().flatten(), factorised.detach().flatten())[0, 1] > 0.9
 

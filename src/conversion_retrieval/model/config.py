@@ -13,8 +13,8 @@ class TowerConfig:
     cross_rank: int = 0  # 0 is a full-rank weight matrix
     hidden_sizes: tuple[int, ...] = (256, 128, 64)
     dropout: float = 0.0
-    # Add the item's own (or the recency-weighted history's) shared embedding to the head's output: on small
-    # catalogues this starts training from matrix factorisation instead of from noise.
+    # Add the item's own shared embedding (the query's: those of its history and subject item, and its projected
+    # context embedding) to the head's output: training starts from matrix factorisation instead of from noise.
     residual: bool = True
 
     def __post_init__(self) -> None:

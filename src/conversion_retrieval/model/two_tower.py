@@ -15,9 +15,10 @@ from conversion_retrieval.model.embedding import (
     gather_rows,
     unit_length,
 )
-from conversion_retrieval.model.history import HistorySummary, history_encoder
+from conversion_retrieval.model.history import history_encoder
 from conversion_retrieval.model.inputs import EntityInputs, QueryInputs
 from conversion_retrieval.model.memory import Memory
+from conversion_retrieval.model.residual import QueryResidual
 from conversion_retrieval.model.sizes import InputSizes
 from conversion_retrieval.model.tower import Tower
 
@@ -60,12 +61,13 @@ class PopularityBias(nn.Module):
         super().__init__()
         self.scale = scale
         self.linear = nn.Linear(sizes.item_performance, 1)
-        self.correction = nn.Sequential(nn.Linear(sizes.item_performance, 32), nn.ReLU(), nn.Linear(32, 1))
+        hidden, output = nn.Linear(sizes.item_performance, 32), nn.Linear(32, 1)
+        self.correction = nn.Sequential(hidden, nn.ReLU(), output)
         self.query = nn.Linear(query_dim, 1)
         start = sizes.popularity or (0.0,) * sizes.item_performance
         with torch.no_grad():
             self.linear.weight.copy_(torch.tensor([start]))
-            self.correction[2].weight.mul_(0.1)
+            output.weight.mul_(0.1)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.query.weight)
         nn.init.constant_(self.query.bias, math.log(math.e - 1))  # softplus of this is 1
@@ -103,18 +105,16 @@ class QueryTower(nn.Module):
     def __init__(self, sizes: InputSizes, config: ModelConfig) -> None:
         super().__init__()
         dim = config.embedding_dim
-        has_history = config.history.encoder != "none"
         self.surface = CategoricalEmbedding((sizes.surfaces,), config.feature_dim)
         self.context = nn.Linear(sizes.context_embedding, config.feature_dim) if sizes.context_embedding else None
         self.users = ColumnEncoder(sizes.users, config.feature_dim)
         self.history = history_encoder(config.history, dim, sizes.surfaces, sizes.actions)
-        residual = config.query_tower.residual and has_history
-        self.summary = HistorySummary(config.history, dim, sizes.actions) if residual else None
+        self.residual = QueryResidual(sizes, config) if config.query_tower.residual else None
         context_dim = config.feature_dim if sizes.context_embedding else 0
         self.preference_dim = config.feature_dim + context_dim + self.users.output_dim + sizes.user_aggregates
         input_dim = self.preference_dim + dim + self.history.output_dim
         self.body = Tower(input_dim, config.query_tower)
-        self.heads = Heads(self.body.output_dim, config, residual=residual)
+        self.heads = Heads(self.body.output_dim, config, residual=self.residual is not None)
 
     def preferences(self, queries: QueryInputs) -> Tensor:
         """Everything about the query but items: [B, ``preference_dim``]."""
@@ -129,7 +129,8 @@ class QueryTower(nn.Module):
         history = gather_rows(embedded, queries.history_item)
         subject = gather_rows(embedded, queries.context_item)
         hidden = self.body(torch.cat([preferences, subject, self.history(queries, history)], dim=1))
-        residual = self.summary(queries, history) if self.summary is not None else None
+        unknown = len(embedded) - 1
+        residual = None if self.residual is None else self.residual(queries, history, subject, unknown)
         vectors: dict[str, Tensor] = self.heads(hidden, residual)
         return vectors
 
