@@ -86,7 +86,8 @@ def test_a_slices_conversions_add_up_to_all_of_them(evaluated):
     results = Results.read(evaluated[0] / "evaluation")
     whole = results.find("conversion/recall@20")
     families = dict(results.slices("conversion/recall@20"))
-    expected = {"surface", "advertiser_size_decile", "item_popularity_decile", "item", "user", "history_length"}
+    expected = {"surface", "advertiser_size_decile", "item_popularity_decile", "history_length"}
+    expected |= {"item_status", "user_status"}
     assert expected < set(families)
     for family in expected:
         parts = [results.find("conversion/recall@20", slice_=name) for name in families[family]]
@@ -126,6 +127,15 @@ def test_the_artifact_records_what_it_was_made_from(evaluated, world):
     slices = pd.read_parquet(evaluated[0] / "evaluation" / "slices.parquet")
     assert {"query", "item", "event_type", "surface", "advertiser_size_decile"} <= set(slices.columns)
     assert "<html" in (evaluated[0] / "page.html").read_text().lower()
+
+
+def test_every_conversion_finds_its_slices_by_its_key(evaluated, ranks):
+    key = ["query", "item", "event_type"]
+    slices = pd.read_parquet(evaluated[0] / "evaluation" / "slices.parquet")
+    found = of(ranks, "candidate").merge(slices, on=key, how="left")
+    assert len(found) == len(of(ranks, "candidate"))
+    assert found["surface"].notna().all()
+    assert set(slices["item_status"]) <= {"known", "cold"}
 
 
 def champion_bundle(world):

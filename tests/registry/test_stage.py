@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from conversion_retrieval.errors import CorruptArtifactError, UserError
@@ -177,3 +178,13 @@ def test_nan_ranks_are_never_a_pass(tmp_path: Path) -> None:
     candidate = recalled(0.4)
     candidate[11] = np.nan
     assert run_gate(make_run(tmp_path, candidate=candidate), tmp_path)[0] == "insufficient_data"
+
+
+def test_conversions_without_their_slices_stop_the_gate_rather_than_pass_its_guardrails(tmp_path: Path) -> None:
+    directories = make_run(tmp_path)
+    path = directories["evaluation_dir"] / "slices.parquet"
+    pd.read_parquet(path).assign(item="known").to_parquet(path)
+    with pytest.raises(
+        CorruptArtifactError, match=r"a row for each conversion at .*slices\.parquet, found none for 2000"
+    ):
+        reseal(directories["evaluation_dir"], "evaluation", lambda: run_gate(directories, tmp_path))

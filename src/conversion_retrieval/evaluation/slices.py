@@ -28,8 +28,8 @@ def slice_columns(dataset: FeatureDataset, split: Split, log: EventLog, before: 
         "surface": _names(["unknown", *dataset.spec.surfaces], split.surface[query]),
         "advertiser_size_decile": mass_deciles(by_advertiser)[dataset.item_advertiser[item]],
         "item_popularity_decile": mass_deciles(counts)[item],
-        "item": np.where(known_before(log, before)[item], "known", "cold"),
-        "user": np.where(history[query] > 0, "known", "cold"),
+        "item_status": np.where(known_before(log, before)[item], "known", "cold"),
+        "user_status": np.where(history[query] > 0, "known", "cold"),
         "history_length": history_bins(history)[query],
         "new_to_user": np.where(split.positives.new_to_user, "true", "false"),
     }

@@ -58,4 +58,5 @@ def write_slices(path: Path, window: EvaluationWindow) -> None:
     positives = window.split.positives
     keys = {"query": positives.query, "item": positives.item, "event_type": positives.event_type}
     values = {name: pa.array(column).dictionary_encode() for name, column in window.slices.items()}
+    assert not set(keys) & set(values), "a slice family would replace a key"
     pq.write_table(pa.table({**keys, **values}), path)

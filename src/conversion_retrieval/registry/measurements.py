@@ -87,7 +87,10 @@ def _aligned(ranks: "pd.Series[Any]", index: pd.Index) -> NDArray[np.float64]:
 
 
 def _slices(path: Path, index: pd.Index) -> dict[str, NDArray[np.str_]]:
-    rows = pd.read_parquet(path).drop_duplicates(KEY).set_index(KEY).reindex(index)
+    rows = pd.read_parquet(path).drop_duplicates(KEY).set_index(KEY)
+    if missing := len(index.difference(rows.index)):
+        raise CorruptArtifactError(f"expected a row for each conversion at {path}, found none for {missing} of them")
+    rows = rows.reindex(index)
     return {str(name): rows[name].astype(str).to_numpy(np.str_) for name in rows.columns}
 
 
