@@ -110,7 +110,7 @@ class CloudStore:
             times = [blob.updated.timestamp() for blob in self._bucket().list_blobs(prefix=start, **self._options)]
         if not times:
             raise nothing_below(prefix, self.uri)
-        return max(times)
+        return float(max(times))
 
     def upload_directory(self, local_dir: Path, prefix: str) -> None:
         """See ``ObjectStore``. Files travel in parallel, each with its checksum; large ones in resumable chunks."""

@@ -28,8 +28,12 @@ def make_run(
     champion_ranks: np.ndarray | None = None,
     validation: str = "valid",
     index_recall: float | None = 0.99,
+    profile: bytes = b"",
 ) -> dict[str, Path]:
-    """Directories of a run's artifacts by stage argument; ``name`` goes into the weights, so it tells models apart."""
+    """Directories of a run's artifacts by stage argument; ``name`` goes into the weights, so it tells models apart.
+
+    ``profile`` is the features' data profile, if not empty.
+    """
     directories = {f"{kind}_dir": root / kind for kind in KINDS}
     candidate = recalled(0.4) if candidate is None else candidate
     with new_artifact(root / "report", kind="report") as path:
@@ -37,6 +41,8 @@ def make_run(
     with new_artifact(root / "features", kind="features") as path:
         pd.DataFrame({"item_id": ["a", "b"], "advertiser": [0, 1]}).to_parquet(path / "items.parquet")
         _json(path / "features.json", {"surfaces": ["home_feed", "search"]})
+        if profile:
+            (path / "profile.json").write_bytes(profile)
     with new_artifact(root / "spec", kind="spec") as path:
         (path / "feature_spec.yaml").write_text("schema_version: 1\n")
     with new_artifact(root / "model", kind="model", inputs=digests(root, "features", "spec")) as path:
@@ -68,9 +74,11 @@ def make_decision(root: Path, *, champion: ChampionState | None = None, verdict:
     return root / "decision"
 
 
-def make_bundle(root: Path, name: str, champion: ChampionState | None = None) -> tuple[Path, Decision]:
+def make_bundle(
+    root: Path, name: str, champion: ChampionState | None = None, *, profile: bytes = b""
+) -> tuple[Path, Decision]:
     """A promotable bundle, decided against ``champion``."""
-    directories = make_run(root, name=name, champion=champion, candidate=np.full(4, HIT))
+    directories = make_run(root, name=name, champion=champion, candidate=np.full(4, HIT), profile=profile)
     del directories["report_dir"]
     decision_dir = make_decision(root, champion=champion)
     assemble_bundle(root / "bundle", decision_dir=decision_dir, **directories)

@@ -81,13 +81,13 @@ def _ivf_pq(num_items: int, dim: int) -> Recipe:
     lists, padded = num_lists(num_items), -(-dim // PQ_ALIGNMENT) * PQ_ALIGNMENT
     pad = f"Pad{padded}," if padded != dim else ""
     size = num_items * (padded / 4 + dim + 8) + lists * padded * 4
-    settings = tuple(f"nprobe={probes},k_factor_rf={factor}" for probes in _probes(lists) for factor in (2, 8))
+    settings = tuple(f"nprobe={probes},k_factor_rf={factor}" for probes in _probes(lists) for factor in (4, 16))
     factory = f"{pad}IVF{lists},PQ{padded // 2}x4fs,Refine(SQ8)"
     return Recipe(kind="ivf_pq", factory=factory, settings=settings, memory_mb=_megabytes(size))
 
 
 def _probes(lists: int) -> Sequence[int]:
-    return [probes for probes in (1, 2, 4, 8, 16, 32, 64, 128, 256) if probes < lists] + [min(lists, 512)]
+    return [probes for probes in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if probes < lists] + [min(lists, 2048)]
 
 
 def _training_sample(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

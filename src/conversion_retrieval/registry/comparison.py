@@ -10,9 +10,13 @@ from conversion_retrieval.registry.registry import Version
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One thing that two versions do not share; None where one of them lacks it."""
+    """One thing that two versions do not share; None where one of them lacks it.
 
-    what: str
+    ``kind`` is file, artifact, release, metadata, config or metric; ``name`` says which.
+    """
+
+    kind: str
+    name: str
     before: str | float | None
     after: str | float | None
 
@@ -32,7 +36,7 @@ def compare(before: Version, after: Version) -> list[Difference]:
 def _changes(kind: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Difference]:
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
-            yield Difference(what=f"{kind} {name}".strip(), before=before.get(name), after=after.get(name))
+            yield Difference(kind=kind, name=name, before=before.get(name), after=after.get(name))
 
 
 def _texts(values: dict[str, Any]) -> dict[str, str]:
