@@ -1,7 +1,6 @@
 """What the CPU image would hold, made here: its pip steps replayed in an empty environment, a component run in it."""
 
 import os
-import re
 import subprocess
 import sys
 import venv
@@ -14,7 +13,7 @@ from components.validate_data import validate_data
 from conversion_retrieval.contracts import open_artifact
 from tests.worlds import tiny_world
 
-from .test_dockerfiles import CONTAINERS, ROOT, arguments
+from .test_dockerfiles import CONTAINERS, arguments
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -22,23 +21,23 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 def replayed(step: str, python: Path, wheels: Path) -> str:
     """A RUN step with the image's paths and commands replaced by this environment's."""
     step = step.replace("/opt/locks", str(CONTAINERS)).replace("/opt/wheels", str(wheels))
-    # Byte code saves the image seconds at each start; here it would only cost them.
-    step = re.sub(r"\bpip install\b", f"{python} -m pip install --quiet --no-compile", step)
+    # Byte code saves the image seconds at each start; here it would only cost them. What pip kept of the set-up is
+    # the same file that it would download again.
+    pip = f"{sys.executable} -m pip --python {python} install --quiet --no-compile"
+    step = step.replace("--no-cache-dir", "").replace("pip install", pip)
     step = step.replace(" python -c", f" {python} -c")
     return step.replace("&& conversion-retrieval ", f"&& {python.with_name('conversion-retrieval')} ")
 
 
 @pytest.fixture(scope="module")
-def image_python(tmp_path_factory) -> Path:
+def image_python(wheel_path, tmp_path_factory) -> Path:
     """The interpreter of a clean environment after every RUN step of the CPU image, in an empty directory."""
     directory = tmp_path_factory.mktemp("image")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), str(ROOT)]
-    subprocess.run(build, check=True)
-    venv.create(directory / "venv", with_pip=True)
+    venv.create(directory / "venv")
     python = directory / "venv" / "bin" / "python3"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for run in arguments("cpu", "RUN"):
-        command = replayed(run, python, directory)
+        command = replayed(run, python, wheel_path.parent)
         subprocess.run(["bash", "-euc", command], check=True, cwd=directory, env={**environment, "TORCH_INDEX_URL": ""})
     return python
 

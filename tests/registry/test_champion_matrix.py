@@ -1,7 +1,8 @@
 """What a run decides and does for every champion, candidate and condition of the registry.
 
 The champion is looked up in a registry on a real storage server whose answers are normal, missing, or late (every
-request for an object times out twice before it is answered). Oracle: the tables below, written by hand from docs/gate.md.
+request for an object times out twice before it is answered). Oracle: the tables below, written by hand from
+docs/gate.md.
 """
 
 import dataclasses
