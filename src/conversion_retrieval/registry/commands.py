@@ -98,7 +98,7 @@ def _print_metrics(metrics: Sequence[dict[str, Any]]) -> None:
     for metric in metrics:
         name, _, cut = metric["name"].partition("@")
         if metric["model"] == "candidate" and metric["slice"] == "all" and name not in LEFT_OUT:
-            interval = _interval(metric["low"], metric["high"])
+            interval = _interval(metric["low"], metric["high"]).replace(" to ", "–")
             rows.setdefault(name, {})[f"@{cut}" if cut else "all"] = f"{_number(metric['value'])}\n{interval}"
     cuts = list(dict.fromkeys(cut for cells in rows.values() for cut in cells))
     table = [(name, *(cells.get(cut, "") for cut in cuts)) for name, cells in rows.items()]
