@@ -105,7 +105,9 @@ def retrieve_requests(
             num_candidates += sum(len(answer.item_ids) for answer in answers)
             writer.write_table(_rows(start, answers))
     temporary.replace(output_path)
-    CONSOLE.print(f"{num_candidates:,} candidates for {table.num_rows:,} requests, from {retriever.version}")
+    CONSOLE.print(
+        f"{num_candidates:,} candidates for {table.num_rows:,} requests, from {retriever.version}: {output_path}"
+    )
     _print_coverage(coverage)
     loader.discard_all_but("")
     return output_path
