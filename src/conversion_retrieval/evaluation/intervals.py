@@ -41,14 +41,14 @@ class UserBootstrap:
         replicates = self.replicates(numerators, denominators)
         tail = (1 - self.confidence_level) / 2
         low, high = _quantiles(replicates, tail), _quantiles(replicates, 1 - tail)
-        return Intervals(value=_ratio(numerators.sum(0), denominators.sum(0)), low=low, high=high)
+        return Intervals(value=ratios(numerators.sum(0), denominators.sum(0)), low=low, high=high)
 
     def replicates(self, numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
         """The ratios in every resample, [num_resamples, M]; NaN where a resample drew nobody who counts."""
         num_columns = numerators.shape[1]
         totals = np.hstack([numerators, denominators]).astype(np.float32)
         sums = np.vstack([counts.astype(np.float32) @ totals for counts in self._blocks()]).astype(np.float64)
-        return _ratio(sums[:, :num_columns], sums[:, num_columns:])
+        return ratios(sums[:, :num_columns], sums[:, num_columns:])
 
     @cached_property
     def counts(self) -> NDArray[np.uint8]:
@@ -79,7 +79,8 @@ def paired_difference(
     return bootstrap.intervals(totals, sum_by_user(np.ones_like(first), users, bootstrap.num_users))
 
 
-def _ratio(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
+def ratios(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Elementwise quotients; NaN where the denominator is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominators > 0, numerators / denominators, np.nan)
 

@@ -4,14 +4,12 @@ Conversions of one user are not independent, so whole users are drawn. All quant
 resamples: differences stay paired, and simultaneous bounds over slices come from the same draws.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_CELLS: Final = 4_000_000  # weights drawn at a time: 32 MB
+from conversion_retrieval.evaluation.intervals import UserBootstrap, ratios, sum_by_user
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +56,9 @@ def bootstrap_ratios(
 ) -> Estimates:
     """Estimate sum(numerator) / sum(denominator) for each column of [n, M], resampling the users of the n rows.
 
-    Each user is drawn a Poisson(1) number of times, the large-sample form of drawing users with replacement
-    (Chamandy et al., "Estimating uncertainty for massive data streams", 2012); it needs no index gathering.
+    The draws are the evaluation's: ``UserBootstrap``.
     """
-    num_columns = numerators.shape[1]
-    totals = _sum_by_user(np.hstack([numerators, denominators]), users)
-    blocks = [weights @ totals for weights in _poisson_blocks(len(totals), num_resamples, seed)]
-    sums = np.vstack([totals.sum(axis=0, keepdims=True), *blocks])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = sums[:, :num_columns] / sums[:, num_columns:]
-    return Estimates(values=ratios[0], replicates=ratios[1:])
-
-
-def _sum_by_user(values: NDArray[np.float64], users: NDArray[np.int64]) -> NDArray[np.float64]:
     _, codes = np.unique(users, return_inverse=True)
-    num_users = int(codes.max()) + 1 if len(codes) else 0
-    columns = [np.bincount(codes, weights=column, minlength=num_users) for column in values.T]
-    return np.stack(columns, axis=1) if columns else np.zeros((num_users, 0))
-
-
-def _poisson_blocks(num_users: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    rng = np.random.default_rng(seed)
-    rows = max(1, BLOCK_CELLS // max(num_users, 1))
-    for start in range(0, num_resamples, rows):
-        yield rng.poisson(1.0, (min(rows, num_resamples - start), num_users)).astype(np.float64)
+    bootstrap = UserBootstrap(num_users=int(codes.max(initial=-1)) + 1, num_resamples=num_resamples, seed=seed)
+    hits, positives = (sum_by_user(values, codes, bootstrap.num_users) for values in (numerators, denominators))
+    return Estimates(values=ratios(hits.sum(0), positives.sum(0)), replicates=bootstrap.replicates(hits, positives))
