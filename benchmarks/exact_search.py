@@ -3,7 +3,8 @@
     python benchmarks/exact_search.py [--items 1000000 --queries 10000 --dim 64 --k 1000]
 
 Both see the same vectors and use the same number of threads, in alternating rounds over blocks of the queries; the
-ratio is of total processor times, which other work on the machine does not change much. Ranking positives (``exact_ranks``) is timed beside it, in units of the bare matrix product.
+ratio is of total processor times, which other work on the machine does not change much. Ranking positives
+(``exact_ranks``) is timed beside it, in units of the bare matrix product.
 """
 
 import argparse
