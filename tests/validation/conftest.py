@@ -75,7 +75,7 @@ def _table(rows: pd.DataFrame) -> pa.Table:
 
 
 def _nulls(name: str) -> bool:
-    return name not in ("click_duration_seconds",)
+    return name not in ("click_duration_seconds", "context_embedding")
 
 
 @dataclass

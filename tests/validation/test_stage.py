@@ -1,6 +1,7 @@
 """Mutations of a clean world: each bad input has its count, its rule and its verdict."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.contracts import open_artifact, read_manifest
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.features.build import build_features
+from conversion_retrieval.features.config import SplitConfig
+from conversion_retrieval.registry.registry import Registry
+from tests.registry.artifacts import make_bundle
 
 TOLERANT = ("validation.max_invalid_rate=1", "validation.max_duplicate_rate=1", "validation.max_orphan_rate=1")
 
@@ -155,6 +161,38 @@ def test_bad_values_are_counted_and_set_to_null(
     assert len(outcome.events) == len(world.events)
 
 
+def test_click_duration_on_another_event_is_set_to_null(world: Any, validate: Callable) -> None:
+    world.events.at[0, "click_duration_seconds"] = 5.0  # row 0 is an impression
+    outcome = validate(world.write(), *TOLERANT)
+    assert outcome.check("click_duration_elsewhere")["count"] == 1
+    assert outcome.check("bad_click_duration")["count"] == 0
+    durations = outcome.events.set_index("event_id")["click_duration_seconds"]
+    assert durations.notna().sum() == 100
+    assert validate(world.directory, "validation.max_invalid_rate=0.001", name="strict").verdict == "invalid"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_context_embedding_that_is_not_finite_is_set_to_null(world: Any, validate: Callable, bad: float | None) -> None:
+    world.events["context_embedding"] = [[1.0, 0.0]] * len(world.events)
+    world.events.at[7, "context_embedding"] = [bad, 1.0]
+    outcome = validate(world.write(), *TOLERANT)
+    assert outcome.check("bad_context_embedding")["count"] == 1
+    kept = outcome.events.set_index("event_id")["context_embedding"]
+    assert kept.isna().sum() == 1
+    assert kept[world.events.at[7, "event_id"]] is None
+
+
+def test_users_and_context_items_without_a_row_are_kept_and_counted(world: Any, validate: Callable) -> None:
+    world.events["context_item_id"] = ["gone"] * 200 + [None] * 99 + ["i1"]
+    world.users = world.users.iloc[:5]
+    outcome = validate(world.write())
+    context, user = outcome.check("orphan_context_item"), outcome.check("orphan_user")
+    assert (context["count"], context["observed"], context["success"]) == (200, pytest.approx(2 / 3), False)
+    assert (user["count"], user["observed"], user["success"]) == (225, pytest.approx(0.75), False)
+    assert {context["severity"], user["severity"], context["rule"], user["rule"]} == {"warning", "keep"}
+    assert (outcome.verdict, len(outcome.events)) == ("valid", 300)
+
+
 def test_conversion_before_its_click_is_kept_and_counted(world: Any, validate: Callable) -> None:
     world.items.loc[10] = ["i10", "a0", 5.0]
     world.events.loc[1, ["item_id", "event_time"]] = ["i10", world.events.at[1, "event_time"] + timedelta(days=2)]
@@ -204,6 +242,33 @@ def test_empty_day_is_a_warning_that_names_the_day(world: Any, validate: Callabl
     check = outcome.check("days_below_min_events")
     assert (outcome.verdict, check["severity"], check["success"]) == ("valid", "warning", False)
     assert check["sample"] == [{"day": "2026-01-07", "events": 0}]
+
+
+def test_surface_that_misses_a_day_is_a_warning(world: Any, validate: Callable) -> None:
+    gone = (world.events["event_time"].dt.day == 8) & (world.events["surface"] == "search")
+    world.events = world.events[~gone]
+    check = validate(world.write()).check("surface_days_below_min_events")
+    assert (check["severity"], check["success"]) == ("warning", False)
+    assert check["sample"] == [{"day": "2026-01-08", "surface": "search", "events": 0}]
+    assert validate(world.directory, "validation.min_events_per_surface_day=0", name="off").report["counts"] == {}
+
+
+def test_null_rates_have_limits_where_asked_for(world: Any, validate: Callable) -> None:
+    limits = "validation.max_null_rates={events.value: 0.5, items.price: 0.0, users.age: 0.1}"
+    outcome = validate(world.write(), limits)
+    value, price = outcome.check("null_rate", column="value"), outcome.check("null_rate", "items", "price")
+    assert (value["observed"], value["count"], value["success"]) == (pytest.approx(2 / 3), 200, False)
+    assert (price["observed"], price["success"], outcome.verdict) == (0.0, True, "valid")
+    with pytest.raises(UserError, match=r"found 'events\.prise'"):
+        validate(world.directory, "validation.max_null_rates={events.prise: 0.5}", name="misspelt")
+
+
+def test_conversions_that_are_reported_late_have_a_limit(world: Any, validate: Callable) -> None:
+    rows = world.events.index[world.events["event_type"] == "checkout"][:10]
+    world.events.loc[rows, "reported_time"] = world.events.loc[rows, "event_time"] + timedelta(days=40)
+    check = validate(world.write(), "validation.max_late_report_rate=0.09").check("late_report")
+    assert (check["count"], check["observed"], check["success"], check["severity"]) == (10, 0.1, False, "warning")
+    assert validate(world.directory, "validation.max_report_delay_days=40", name="l").check("late_report")["success"]
 
 
 def replace_part(world: Any, edit: Callable[[pa.Table], pa.Table]) -> Path:
@@ -315,6 +380,38 @@ class TestDrift:
         moved = validate(world.write(), champion_uri=registry, name="moved")
         check = moved.check("drift", column="surface")
         assert (moved.verdict, check["severity"], check["success"]) == ("valid", "warning", False)
+        strict = ("validation.drift_severity=error",)
+        stopped = validate(world.directory, *strict, champion_uri=registry, name="stopped")
+        assert (stopped.verdict, stopped.check("drift", column="surface")["rule"]) == ("invalid", "stop")
+
+    def test_longer_embeddings_are_drift(self, world: Any, validate: Callable, tmp_path: Path) -> None:
+        vectors = np.arange(1.0, 11.0)[:, None] * [[0.6, 0.8]]
+        world.items["visual_embedding"] = list(vectors)
+        registry = self.champion(tmp_path / "registry", validate(world.write()))
+        world.items["visual_embedding"] = list(vectors * 10)
+        moved = validate(world.write(), champion_uri=registry, name="moved")
+        assert not moved.check("drift", "items", "visual_embedding.norm")["success"]
+        world.items["visual_embedding"] = list(vectors[::-1, ::-1])
+        same = validate(world.write(), champion_uri=registry, name="same")
+        assert same.check("drift", "items", "visual_embedding.norm")["observed"] == 0
+
+    def test_next_run_is_compared_with_the_data_that_the_champion_was_trained_on(
+        self, world: Any, validate: Callable, tmp_path: Path
+    ) -> None:
+        first = validate(world.write(), name="first")
+        features_dir, spec_dir = tmp_path / "features", tmp_path / "spec"
+        split = PipelineConfig(split=SplitConfig(validation_days=1, test_days=1))
+        build_features(snapshot_dir=first.snapshot_dir, features_dir=features_dir, spec_dir=spec_dir, config=split)
+        profile = (features_dir / "profile.json").read_bytes()
+        assert "profile.json" in read_manifest(features_dir, kind="features").files
+        bundle_dir, decision = make_bundle(tmp_path / "bundle", "champion", profile=profile)
+        champion = Registry.open(tmp_path / "registry").promote(bundle_dir, decision)
+        world.events["surface"] = "search"
+        second = validate(world.write(), champion_uri=str(tmp_path / "registry"), name="second")
+        assert second.report["champion"] == champion.version
+        by_hand = (1 - 0.5) * math.log(1 / 0.5) + (1e-4 - 0.5) * math.log(1e-4 / 0.5)
+        assert second.check("drift", column="surface")["observed"] == pytest.approx(by_hand)
+        assert second.check("drift", column="event_type")["observed"] == 0
 
     @pytest.mark.parametrize("files", [{}, {"champion.json": "{"}, {"champion.json": '{"version": "../.."}'}])
     def test_absent_champion_is_no_reason_to_stop(

@@ -1,16 +1,14 @@
 """What is measured of the tables, each against its limit: built from counts, judged by Great Expectations."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.schema import CONVERSIONS
 from conversion_retrieval.tables import TableReader
 from conversion_retrieval.validation.cleaning import DROP_RULES, REPAIRS, Cleaned, quoted
+from conversion_retrieval.validation.measurement import Check, Row
+from conversion_retrieval.validation.volume import CONVERSION_TYPES, volume_checks
 
-Severity = Literal["error", "warning"]
-Row = dict[str, Any]
 SAMPLE_COLUMNS: Final = "file, row, event_id, user_id, item_id, event_type, event_time"
 COLUMN_OF: Final = {
     "unknown_event_type": "event_type",
@@ -24,30 +22,14 @@ COLUMN_OF: Final = {
     "reported_before_event": "reported_time",
     "bad_context_embedding": "context_embedding",
 }
-CONVERSION_TYPES: Final = ", ".join(f"'{name}'" for name in CONVERSIONS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One measured number and its limits; ``rule`` says what happens to the rows: stop, drop, repair or keep."""
-
-    name: str
-    table: str
-    column: str
-    severity: Severity
-    observed: float
-    maximum: float | None = None
-    minimum: float | None = None
-    count: int
-    rule: str
-    sample: list[Row] = field(default_factory=list)
 
 
 def all_checks(cleaned: Cleaned, config: PipelineConfig) -> list[Check]:
     """Every built-in check of the three tables, drift excepted."""
     checks = [
         *_event_rules(cleaned, config),
-        *_event_time_checks(cleaned, config),
+        *volume_checks(cleaned, config),
+        _lengths(_num_lengths(cleaned, "kept", "context_embedding"), "events", "context_embedding"),
         *_conversion_checks(cleaned, config),
     ]
     for reader in (cleaned.tables.items, cleaned.tables.users):
@@ -108,28 +90,8 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
     )
 
 
-def _event_time_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
-    days = cleaned.rows(
-        "WITH days AS (SELECT event_time::DATE AS day, count(*) AS n FROM kept GROUP BY 1), "
-        "calendar AS (SELECT unnest(range(min(day), max(day) + INTERVAL 1 DAY, INTERVAL 1 DAY))::DATE AS day "
-        "FROM days) "
-        "SELECT strftime(day, '%Y-%m-%d') AS day, coalesce(n, 0) AS events FROM calendar LEFT JOIN days USING (day) "
-        "ORDER BY 1"
-    )
-    low = [row for row in days if row["events"] < config.validation.min_events_per_day]
-    yield Check(
-        name="days_below_min_events",
-        table="events",
-        column="event_time",
-        severity="warning",
-        observed=len(low),
-        maximum=0,
-        count=len(low),
-        rule="keep",
-        sample=low[: config.validation.sample_rows],
-    )
-    lengths = "SELECT count(DISTINCT len(context_embedding)) FROM kept"
-    yield _lengths(cleaned.value(lengths), "events", "context_embedding")
+def _num_lengths(cleaned: Cleaned, table: str, column: str) -> int:
+    return int(cleaned.value(f"SELECT count(DISTINCT len({quoted(column)})) FROM {table}"))
 
 
 def _lengths(count: int, table: str, column: str) -> Check:
@@ -232,8 +194,7 @@ def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig
         yield _entity_check("advertiser_changes", name, "advertiser_id", count, total, limit, sample, reader)
     for column in reader.schema:
         if str(column.type).startswith("list"):
-            lengths = cleaned.value(f"SELECT count(DISTINCT len({quoted(column.name)})) FROM {name}")
-            yield _lengths(lengths, name, column.name)
+            yield _lengths(_num_lengths(cleaned, name, column.name), name, column.name)
 
 
 def _entity_check(

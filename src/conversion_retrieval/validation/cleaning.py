@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
 from conversion_retrieval.tables import TableError, TableReader, Tables
@@ -30,12 +31,13 @@ DROP_RULES: Final = (
     "exact_duplicate",
     "conflicting_duplicate",
 )
+FINITE: Final = "list_transform(context_embedding, lambda x: coalesce(isfinite(x), false))"
 REPAIRS: Final = {
     "bad_click_duration": "NOT (click_duration_seconds >= 0 AND isfinite(click_duration_seconds))",
     "click_duration_elsewhere": "click_duration_seconds IS NOT NULL AND event_type <> 'click'",
     "bad_value": "NOT (value >= 0 AND isfinite(value))",
     "reported_before_event": "reported_time < event_time",
-    "bad_context_embedding": "NOT list_bool_and(list_transform(context_embedding, lambda x: isfinite(x)))",
+    "bad_context_embedding": f"NOT list_bool_and({FINITE})",
 }
 REPAIRED_COLUMNS: Final = {
     "click_duration_seconds": ("bad_click_duration", "click_duration_elsewhere"),
@@ -72,7 +74,10 @@ class Cleaned:
 
 @contextmanager
 def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database file in ``working_dir`` that spills beyond ``memory_mb``; times are in UTC."""
+    """A database file in ``working_dir`` that spills beyond ``memory_mb``; times are in UTC.
+
+    ``UserError`` for a limit so low that even that does not help.
+    """
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_mb}MB",
         "temp_directory": str(working_dir / "spill"),
@@ -84,6 +89,8 @@ def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckD
     try:
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         yield connection
+    except duckdb.OutOfMemoryException:
+        raise UserError(f"expected validation.memory_mb to be enough, found {memory_mb}: raise it") from None
     finally:
         connection.close()
 

@@ -1,6 +1,7 @@
 """Limits of the data checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +15,17 @@ class ValidationConfig:
     max_unattributable_rate: float = 1.0
     max_future_days: float = 1.0
     min_events_per_day: int = 1
+    min_events_per_surface_day: int = 1
+    # Share of nulls that a column may have: {"events.surface": 0.3, "items.price": 0.05}.
+    max_null_rates: dict[str, float] = field(default_factory=dict)
+    # At most this share of conversions may have been reported later than so many days after they happened.
+    max_report_delay_days: float = 30.0
+    max_late_report_rate: float = 0.05
     max_drift_psi: float = 0.25
+    drift_severity: Literal["warning", "error"] = "warning"
     sample_rows: int = 20
-    # The working memory of sorting and joining; more data than that goes through temporary files.
+    # The working memory of sorting and joining; more data than that goes through temporary files. Each core holds
+    # a group of about 120,000 rows in it.
     memory_mb: int = 2048
     # Target rows of a snapshot part file; a part ends where a user ends.
     rows_per_part: int = 1_000_000
@@ -25,9 +34,14 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         """Refuse rates outside [0, 1] and sizes below one."""
-        for name in ("max_duplicate_rate", "max_orphan_rate", "max_invalid_rate", "max_unattributable_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
+        shares = ("duplicate", "orphan", "invalid", "unattributable", "late_report")
+        rates = {f"max_{name}_rate": getattr(self, f"max_{name}_rate") for name in shares}
+        rates |= {f"max_null_rates[{name!r}]": rate for name, rate in self.max_null_rates.items()}
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(f"{name} must be between 0 and 1, found {rate}")
+        if self.max_report_delay_days < 0:
+            raise ValueError(f"max_report_delay_days must not be negative, found {self.max_report_delay_days}")
         for name in ("memory_mb", "rows_per_part", "max_suite_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

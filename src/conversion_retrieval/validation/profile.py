@@ -1,7 +1,7 @@
 """A compact profile of the tables, and how far another data set has drifted from it (population stability index).
 
 Histograms have fixed bins, so two profiles compare without the rows: text columns by value, numbers in quarter powers
-of two by sign.
+of two by sign, embeddings by their Euclidean norm as a number.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from conversion_retrieval.schema import is_number, is_text
+from conversion_retrieval.schema import is_embedding, is_number, is_text
 from conversion_retrieval.validation.cleaning import Cleaned, quoted
 
 MAX_VALUES: Final = 1000
@@ -29,17 +29,23 @@ def make_profile(cleaned: Cleaned) -> Profile:
         "weekday": ("text", "dayofweek(event_time)::VARCHAR"),
         "click_duration_seconds": ("number", "click_duration_seconds"),
         "value": ("number", "value"),
+        "context_embedding.norm": ("number", _norm("context_embedding")),
     }
     profile = {f"events.{name}": _histogram(cleaned, "kept", *what) for name, what in expressions.items()}
     for reader in (cleaned.tables.items, cleaned.tables.users):
         if reader is None:
             continue
         for column in reader.schema:
-            kind = _kind(column.type)
-            if kind and column.name != reader.table.key:
-                name = f"{reader.table.name}.{column.name}"
+            name, kind = f"{reader.table.name}.{column.name}", _kind(column.type)
+            if is_embedding(column.type):
+                profile[f"{name}.norm"] = _histogram(cleaned, reader.table.name, "number", _norm(quoted(column.name)))
+            elif kind and column.name != reader.table.key:
                 profile[name] = _histogram(cleaned, reader.table.name, kind, quoted(column.name))
     return {name: histogram for name, histogram in profile.items() if histogram["counts"]}
+
+
+def _norm(column: str) -> str:
+    return f"sqrt(list_sum(list_transform({column}, lambda x: x::DOUBLE * x)))"
 
 
 def _kind(column: pa.DataType) -> str:

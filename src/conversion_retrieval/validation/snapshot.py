@@ -1,6 +1,7 @@
 """Writes the cleaned tables: sorted, in parts that end where a user ends, with the same bytes for any input order."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,15 @@ def write_snapshot(cleaned: Cleaned, directory: Path, *, rows_per_part: int) -> 
             rows = cleaned.database.sql(f"SELECT * FROM {reader.table.name} ORDER BY {reader.table.key}")
             _write(rows.to_arrow_table().cast(reader.schema), directory / f"{reader.table.name}.parquet")
     (directory / "events").mkdir()
-    for number, part in enumerate(_parts(_sorted_events(cleaned), rows_per_part)):
-        _write(part, directory / "events" / f"part-{number:05d}.parquet")
+    # One part is encoded and compressed while the database sorts out the rows of the next.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        writing: Future[None] | None = None
+        for number, part in enumerate(_parts(_sorted_events(cleaned), rows_per_part)):
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(_write, part, directory / "events" / f"part-{number:05d}.parquet")
+        if writing is not None:
+            writing.result()
 
 
 def _sorted_events(cleaned: Cleaned) -> Iterator[pa.Table]:

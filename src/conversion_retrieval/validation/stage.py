@@ -15,6 +15,8 @@ from conversion_retrieval.storage import NotFoundError, StorageUnavailableError,
 from conversion_retrieval.tables import TableError, read_tables
 from conversion_retrieval.validation import checks, page, profile, suites
 from conversion_retrieval.validation.cleaning import Cleaned, clean, open_database
+from conversion_retrieval.validation.config import ValidationConfig
+from conversion_retrieval.validation.measurement import Check
 from conversion_retrieval.validation.snapshot import write_snapshot
 
 PROFILE: Final = "profile.json"
@@ -98,7 +100,7 @@ def _report(
     found = profile.make_profile(cleaned)
     version, reference, reason = champion_profile(champion_uri)
     drifts = profile.drift(found, reference)
-    measured += [_drift_check(name, value, config.validation.max_drift_psi) for name, value in drifts.items()]
+    measured += [_drift_check(name, value, config.validation) for name, value in drifts.items()]
     expectations = suites.judge(measured) + suites.judge_keys(cleaned)
     expectations += suites.judge_own(cleaned, own, max_rows=config.validation.max_suite_rows)
     failed = [entry for entry in expectations if not entry["success"]]
@@ -115,17 +117,17 @@ def _report(
     }, found
 
 
-def _drift_check(name: str, value: float, limit: float) -> checks.Check:
+def _drift_check(name: str, value: float, limits: ValidationConfig) -> Check:
     table, _, column = name.partition(".")
-    return checks.Check(
+    return Check(
         name="drift",
         table=table,
         column=column,
-        severity="warning",
+        severity=limits.drift_severity,
         observed=value,
-        maximum=limit,
+        maximum=limits.max_drift_psi,
         count=0,
-        rule="keep",
+        rule="stop" if limits.drift_severity == "error" else "keep",
     )
 
 

@@ -20,8 +20,8 @@ import yaml
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import TABLES
-from conversion_retrieval.validation.checks import Check
 from conversion_retrieval.validation.cleaning import Cleaned, quoted
+from conversion_retrieval.validation.measurement import Check
 
 SEVERITIES: Final = {"error": "critical", "warning": "warning"}
 
