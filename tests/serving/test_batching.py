@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from conversion_retrieval.serving.batching import Batcher
+from conversion_retrieval.serving.batching import Batcher, Overloaded
 
 
 def test_a_lone_call_is_answered_without_waiting_for_company() -> None:
@@ -67,3 +67,13 @@ def test_the_worker_goes_on_after_a_failed_batch_and_a_cancelled_caller() -> Non
         return await batcher(4)
 
     assert asyncio.run(ask()) == 25
+
+
+def test_calls_beyond_those_that_may_wait_are_turned_away_at_once() -> None:
+    async def ask() -> list[object]:
+        batcher = Batcher(lambda calls: list(calls), max_calls=2, max_waiting=3)
+        return await asyncio.gather(*(batcher(call) for call in range(5)), return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert answers[:3] == [0, 1, 2]
+    assert [type(answer) for answer in answers[3:]] == [Overloaded] * 2

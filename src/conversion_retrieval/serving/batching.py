@@ -10,6 +10,10 @@ Call = TypeVar("Call")
 Answer = TypeVar("Answer")
 
 
+class Overloaded(Exception):  # noqa: N818 - an answer, not a failure
+    """More calls wait than may."""
+
+
 class Batcher(Generic[Call, Answer]):
     """Runs ``work`` on batches of calls in one thread.
 
@@ -17,14 +21,21 @@ class Batcher(Generic[Call, Answer]):
     ``max_calls``, is the next batch. So batches grow with the load, and a single client pays nothing.
     """
 
-    def __init__(self, work: Callable[[Sequence[Call]], Sequence[Answer | Exception]], *, max_calls: int) -> None:
-        self._work, self._max_calls = work, max_calls
+    def __init__(
+        self, work: Callable[[Sequence[Call]], Sequence[Answer | Exception]], *, max_calls: int, max_waiting: int = 1024
+    ) -> None:
+        self._work, self._max_calls, self._max_waiting = work, max_calls, max_waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="retrieve")
         self._pending: deque[tuple[Call, asyncio.Future[Answer]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, call: Call) -> Answer:
-        """The answer to one call; an exception that ``work`` returned for it, or raised for the batch, is raised."""
+        """The answer to one call; an exception that ``work`` returned for it, or raised for the batch, is raised.
+
+        Raises ``Overloaded`` at once where ``max_waiting`` calls wait already: late answers help nobody.
+        """
+        if len(self._pending) >= self._max_waiting:
+            raise Overloaded(f"expected at most {self._max_waiting} waiting calls, found as many: ask again later")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending.append((call, future))
         if self._worker is None or self._worker.done():

@@ -6,7 +6,7 @@ from functools import partial
 from math import nan
 from typing import Final
 
-from kserve.errors import InvalidInput
+from kserve.errors import InvalidInput, ServerNotReady
 from prometheus_client import Counter, Gauge, Histogram
 
 from conversion_retrieval.serving.coverage import Coverage
@@ -35,6 +35,9 @@ def measured() -> Iterator[None]:
         outcome = "answered"
     except InvalidInput:
         outcome = "invalid"
+        raise
+    except ServerNotReady:
+        outcome = "overloaded"
         raise
     finally:
         REQUESTS.labels(outcome).inc()

@@ -16,7 +16,7 @@ from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving import monitoring
-from conversion_retrieval.serving.batching import Batcher
+from conversion_retrieval.serving.batching import Batcher, Overloaded
 from conversion_retrieval.serving.calls import Answered, Answerer
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.commands import read_user_events
@@ -29,7 +29,7 @@ from conversion_retrieval.tables import read_tables
 # The model server reads the process's arguments when imported, and these are ours.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer  # noqa: E402
-from kserve.errors import InvalidInput  # noqa: E402
+from kserve.errors import InvalidInput, ServerNotReady  # noqa: E402
 from kserve.model_server import app  # noqa: E402
 
 sys.argv = _arguments
@@ -72,12 +72,16 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
         payload: InferRequest,
         headers: dict[str, str] | None = None,  # noqa: ARG002 - kserve passes them
     ) -> InferResponse:
-        """Answer one inference request; ``InvalidInput`` (400) says what is wrong with it."""
+        """Answer one inference request; ``InvalidInput`` (400) says what is wrong, ``ServerNotReady`` (503) that
+        too many wait.
+        """
         with monitoring.measured():
             try:
                 answered = await self._batcher(payload.inputs[0].data)
             except UserError as error:
                 raise InvalidInput(str(error)) from None
+            except Overloaded as error:
+                raise ServerNotReady(str(error)) from None
         tensors = output_tensors(answered.candidates)
         outputs = [InferOutput(name, shape, datatype, data) for name, datatype, shape, data in tensors]
         parameters = {"version": answered.version}
