@@ -90,6 +90,19 @@ def test_bucket_gives_the_same_rows_as_its_directory(tmp_path: Path, gcs_bucket:
         read_tables(f"{gcs_bucket}/team/nothing")
 
 
+def test_only_the_tables_of_a_bucket_are_copied_and_the_copy_goes_with_them(tmp_path: Path, gcs_bucket: str) -> None:
+    store = open_store(f"{gcs_bucket}/team")
+    store.upload_directory(write(tmp_path / "data"), "data")
+    store.write("data/models/weights.bin", b"much")
+    store.write("data/events_old.parquet", b"more")
+    (tmp_path / "copy").mkdir()
+    tables = read_tables(f"{gcs_bucket}/team/data", download_dir=tmp_path / "copy")
+    copied = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert sorted(path.name for path in copied) == ["items.parquet", "part-0.parquet"]
+    del tables
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
 def test_whole_bucket_can_be_a_data_set(tmp_path: Path, gcs_bucket: str) -> None:
     store = open_store(gcs_bucket)
     for path in write(tmp_path).rglob("*.parquet"):

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,13 +130,18 @@ class CloudStore:
         if not keys:
             raise nothing_below(prefix, self.uri)
 
-        def download(key: str) -> None:
-            target = local_dir / (key.removeprefix(f"{prefix}/") if prefix else key)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._translated(key):
-                self._blob(key).download_to_filename(str(target), checksum="crc32c", **self._options)
+        _in_parallel(
+            lambda key: self._download(key, local_dir / (key.removeprefix(f"{prefix}/") if prefix else key)), keys
+        )
 
-        _in_parallel(download, keys)
+    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
+        """See ``ObjectStore``. In parallel and checked, as ``download_directory``."""
+        _in_parallel(lambda key: self._download(key, local_dir / safe_key(key, uri=self.uri)), keys)
+
+    def _download(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self._translated(key):
+            self._blob(key).download_to_filename(str(target), checksum="crc32c", **self._options)
 
     def delete_prefix(self, prefix: str) -> None:
         """See ``ObjectStore``."""

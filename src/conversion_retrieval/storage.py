@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,10 @@ class ObjectStore(Protocol):
 
     def download_directory(self, prefix: str, local_dir: Path) -> None:
         """Copy all objects below ``prefix`` into ``local_dir``; ``NotFoundError`` if there are none."""
+        ...
+
+    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
+        """Copy these objects into ``local_dir`` under their keys; ``NotFoundError`` if one is missing."""
         ...
 
     def delete_prefix(self, prefix: str) -> None:
@@ -187,10 +191,17 @@ class LocalStore:
         if not keys:
             raise nothing_below(prefix, self.uri)
         for key in keys:
-            target = local_dir / key.removeprefix(f"{prefix}/")
-            with self._translated(key):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._path(key), target)
+            self._download(key, local_dir / key.removeprefix(f"{prefix}/"))
+
+    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
+        """See ``ObjectStore``."""
+        for key in keys:
+            self._download(key, local_dir / key)
+
+    def _download(self, key: str, target: Path) -> None:
+        with self._translated(key):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self._path(key), target)
 
     def delete_prefix(self, prefix: str) -> None:
         """See ``ObjectStore``. The directory vanishes in one rename."""

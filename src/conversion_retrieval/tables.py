@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import EVENTS, ITEMS, USERS, Column, Table, is_embedding, is_number, is_text
-from conversion_retrieval.storage import NotFoundError, open_store
+from conversion_retrieval.storage import open_store
 
 BATCH_ROWS: Final = 131_072
 SUFFIXES: Final = (".parquet", ".csv")
@@ -94,8 +94,11 @@ class Tables:
     _downloaded: Any = field(default=None, repr=False)  # keeps the temporary copy of a remote data set alive
 
 
-def read_tables(data_uri: str | Path) -> Tables:
-    """Find and check the tables below a directory or ``gs://`` prefix (downloaded in parallel to a temporary copy).
+def read_tables(data_uri: str | Path, *, download_dir: Path | None = None) -> Tables:
+    """Find and check the tables below a directory or ``gs://`` prefix.
+
+    Of a ``gs://`` prefix the tables' files, and nothing else below it, are copied in parallel into a temporary
+    directory in ``download_dir`` (by default the system's), which goes with the result: it takes as much disk as they.
 
     Raises ``TableError`` naming file and column for a missing table or column, a wrong type in any part file, a
     time stamp without time zone, an unreadable file, or an empty table; storage errors as ``storage`` does.
@@ -103,7 +106,7 @@ def read_tables(data_uri: str | Path) -> Tables:
     downloaded = None
     directory = Path(str(data_uri).removeprefix("file://"))
     if "://" in str(data_uri) and not str(data_uri).startswith("file://"):
-        downloaded = tempfile.TemporaryDirectory(prefix="conversion-retrieval-")
+        downloaded = tempfile.TemporaryDirectory(prefix="conversion-retrieval-", dir=download_dir)
         directory = Path(downloaded.name)
         _download(str(data_uri), directory)
     if not directory.is_dir():
@@ -115,12 +118,12 @@ def read_tables(data_uri: str | Path) -> Tables:
 
 
 def _download(data_uri: str, directory: Path) -> None:
-    store = open_store(data_uri.rpartition("/")[0] if data_uri.count("/") > 2 else data_uri)
-    prefix = data_uri.removeprefix(store.uri).strip("/")
-    try:
-        store.download_directory(prefix, directory)
-    except NotFoundError:
-        raise TableError(f"expected the canonical tables at {data_uri}, found no objects") from None
+    store = open_store(data_uri)
+    names = {path.name for table in (EVENTS, ITEMS, USERS) for path in _candidates(directory, table.name)}
+    wanted = [key for key in store.list() if key.split("/")[0] in names]
+    if not wanted:
+        raise TableError(f"expected the canonical tables at {data_uri}, found no objects")
+    store.download_files(wanted, directory)
 
 
 def _find(directory: Path, table: Table, where: str) -> TableReader | None:

@@ -238,8 +238,9 @@ def test_decayed_counts_are_normalised_near_to_their_logarithm(tmp_path):
 def test_performance_rows_equal_the_dense_table(tmp_path):
     rows = [*random_rows(3, items=4), event("u0", "i0", "click", 1)]
     data = build_world(tmp_path, rows).dataset
-    for snapshot in (-1, 0, 4, data.num_snapshots - 1):
-        dense = data.performance(snapshot)
+    fresh = FeatureDataset.open(data.directory, data.spec)
+    for snapshot in (-1, 0, 4, data.num_snapshots - 1, 1, 2, 3, 0, 0, 4):  # more than are remembered
+        dense = dataclasses.replace(fresh).performance(snapshot)  # a copy remembers nothing
         items = np.array([3, 0, 5, 2, 5])
         np.testing.assert_array_equal(data.performance_rows(items, snapshot), dense[items])
         unseen = data.performance_rows(np.array([-1]), snapshot)

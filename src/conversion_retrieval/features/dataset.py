@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from conversion_retrieval.schema import EVENT_TYPES
 
 DAY: Final = 86_400_000_000  # microseconds
 SPLITS: Final = ("train", "validation", "test")
+RECENT_SNAPSHOTS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,10 @@ class FeatureDataset:
     stored_performance: Performance
     surface_codes: NDArray[np.int16]  # stored surface code -> this spec's
     event_positions: NDArray[np.int64] | None = field(default=None, repr=False)
+    # Training asks for the performance at one of a few snapshots with every batch.
+    recent_performance: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def open(cls, features_dir: Path | str, spec: FeatureSpec) -> "FeatureDataset":
@@ -246,19 +252,19 @@ class FeatureDataset:
 
     def performance(self, snapshot: int) -> NDArray[np.float32]:
         """Normalised performance [N, F] of all items at a snapshot; -1 is before the first."""
-        items, values = self._stored_rows(int(snapshot))
-        dense = np.repeat(self._no_performance(), self.num_items, axis=0)
-        dense[items] = self.spec.normalize_performance(values, self.metadata["item_performance"])
+        items, values = self._normalized_rows(int(snapshot))
+        dense = np.repeat(self._no_performance, self.num_items, axis=0)
+        dense[items] = values
         return dense
 
     def performance_rows(self, items: NDArray[np.integer], snapshot: int) -> NDArray[np.float32]:
         """Normalised performance [B, F] of the items at these rows; -1 is an unknown item."""
-        stored, values = self._stored_rows(int(snapshot))
-        result = np.repeat(self._no_performance(), len(items), axis=0)
+        stored, values = self._normalized_rows(int(snapshot))
+        result = np.repeat(self._no_performance, len(items), axis=0)
         if len(stored):
             at = np.minimum(np.searchsorted(stored, items), len(stored) - 1)
             found = stored[at] == items
-            result[found] = self.spec.normalize_performance(values[at[found]], self.metadata["item_performance"])
+            result[found] = values[at[found]]
         return result
 
     def user_rows(self, user_ids: pa.Array) -> NDArray[np.int64]:
@@ -277,11 +283,20 @@ class FeatureDataset:
         result[index >= 0] = split.context_embeddings[index[index >= 0]]
         return result
 
-    def _stored_rows(self, snapshot: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def _normalized_rows(self, snapshot: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Items with performance at a snapshot and their normalised values; the last few snapshots are remembered."""
+        if (known := self.recent_performance.get(snapshot)) is not None:
+            return known
         stored = self.stored_performance
         start, end = (stored.offsets[snapshot], stored.offsets[snapshot + 1]) if snapshot >= 0 else (0, 0)
-        return np.asarray(stored.items[start:end]), np.asarray(stored.values[start:end])
+        values = self.spec.normalize_performance(stored.values[start:end], self.metadata["item_performance"])
+        rows = np.asarray(stored.items[start:end]), values
+        for oldest in list(self.recent_performance)[: 1 - RECENT_SNAPSHOTS]:
+            self.recent_performance.pop(oldest, None)  # another thread may have been faster
+        self.recent_performance[snapshot] = rows
+        return rows
 
+    @cached_property
     def _no_performance(self) -> NDArray[np.float32]:
         names = self.metadata["item_performance"]
         return self.spec.normalize_performance(np.zeros((1, len(names)), np.float32), names)

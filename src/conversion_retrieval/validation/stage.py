@@ -58,7 +58,7 @@ def _validate(
     own = suites.load_own(config.validation.suite_path)
     with tempfile.TemporaryDirectory(prefix="validation-", dir=_work_dir(report_dir)) as working_dir:
         try:
-            tables = read_tables(data_uri)
+            tables = read_tables(data_uri, download_dir=Path(working_dir))
             with open_database(Path(working_dir), memory_mb=config.validation.memory_mb) as database:
                 cleaned = clean(database, tables, latest=_latest(config))
                 report, found = _report(cleaned, config, own, champion_uri)
