@@ -10,6 +10,6 @@ def plan_variants(variants: str, num_seeds: int, as_of: str, config_json: str) -
     """List what to run; ``variants`` are comma-separated names, empty for all."""
     from conversion_retrieval.config import stage_config
     from conversion_retrieval.evaluation.variants import plan_variants as stage
+    from conversion_retrieval.evaluation.variants import split_names
 
-    names = tuple(name for name in variants.split(",") if name)
-    return stage(stage_config(config_json, as_of=as_of), names, num_seeds=int(num_seeds))
+    return stage(stage_config(config_json, as_of=as_of), split_names(variants), num_seeds=int(num_seeds))

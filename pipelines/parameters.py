@@ -10,6 +10,7 @@ import yaml
 
 from conversion_retrieval.config import stage_config
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.variants import select_variants, split_names
 
 BOOLEANS: Final = {"true": True, "false": False}
 
@@ -55,7 +56,8 @@ def check_parameters(spec: Mapping[str, Any], given: Iterable[str]) -> dict[str,
     """``name=value`` texts as typed values.
 
     Raises ``UserError`` for an unknown name (with the nearest), a text that is not of the parameter's type, a missing
-    parameter without default, a ``config_json`` that the stages would refuse, or a registry that pods cannot keep.
+    parameter without default, a ``config_json`` or variants that the stages would refuse, or a registry that pods
+    cannot keep.
     """
     definitions = spec["root"]["inputDefinitions"]["parameters"]
     values = dict(_parse(text, definitions) for text in given)
@@ -85,6 +87,9 @@ def _parse(text: str, definitions: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _check_meaning(values: Mapping[str, Any]) -> None:
     stage_config(values.get("config_json", ""), as_of=values.get("as_of", ""))
+    select_variants(split_names(values.get("variants", "")))
+    if values.get("num_seeds", 1) < 1:
+        raise UserError(f"expected at least 1 for parameter num_seeds, found {values['num_seeds']}")
     for name in ("data_uri", "registry_uri"):
         if name in values and not values[name].startswith("gs://"):
             raise UserError(

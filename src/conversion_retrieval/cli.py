@@ -141,8 +141,9 @@ def ablate(
     """Train named variants on one split and compare them with the default; resumes where it stopped."""
     from conversion_retrieval.config import load_config
     from conversion_retrieval.evaluation.ablation import ablate as run_ablation
+    from conversion_retrieval.evaluation.variants import split_names
 
-    chosen = tuple(variants.split(",")) if variants else ()
+    chosen = split_names(variants or "")
     page = run_ablation(data, output, config=load_config(config, set_ or ()), num_seeds=seeds, variants=chosen)
     print(page)
 

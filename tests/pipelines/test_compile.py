@@ -70,6 +70,11 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
         compile_pipeline(tmp_path / "file" / "p.yaml", placement())
 
 
+def test_a_pipeline_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    with pytest.raises(UserError, match="out of training, ablation, found 'abaltion'"):
+        compile_pipeline(tmp_path / "p.yaml", placement(), pipeline_name="abaltion")
+
+
 def test_manifests_hold_the_pipeline_and_the_version_that_the_content_names(tmp_path):
     result = compile_pipeline(tmp_path / "p.yaml", placement(), manifests=True)
     assert result.manifests_path is not None

@@ -66,6 +66,27 @@ def test_submit_uploads_the_version_once_and_creates_a_run_with_typed_parameters
     assert run["pipeline_version_reference"]["pipeline_version_id"] == versions[0]["pipeline_version_id"]
 
 
+@pytest.fixture(scope="module")
+def ablation_path(tmp_path_factory):
+    place = placement(image_cpu=f"example.com/cpu@{DIGEST}", image_gpu=f"example.com/gpu@{DIGEST}")
+    path = tmp_path_factory.mktemp("compiled") / "ablation.yaml"
+    return compile_pipeline(path, place, pipeline_name="ablation").path
+
+
+def test_an_ablation_is_submitted_by_the_same_command(server, host, ablation_path):
+    submission = remote.prepare(ablation_path, ("data_uri=gs://bucket/data", "variants=no_history", "num_seeds=2"))
+    run = server.runs[remote.submit(connect(host), submission)]
+    expected = {"data_uri": "gs://bucket/data", "variants": "no_history", "num_seeds": 2}
+    assert run["runtime_config"]["parameters"] == expected
+    assert submission.version_name.startswith("conversion-retrieval-ablation-")
+
+
+@pytest.mark.parametrize(("param", "says"), [("variants=no_histroy", "found 'no_histroy'"), ("num_seeds=0", "found 0")])
+def test_an_ablation_that_would_fail_is_refused_before_it_is_sent(ablation_path, param, says):
+    with pytest.raises(UserError, match=says):
+        remote.prepare(ablation_path, ("data_uri=gs://bucket/data", param))
+
+
 def test_a_named_run_is_made_once_however_often_it_is_submitted(server, host, submission):
     ids = {remote.submit(connect(host), submission, run_name="nightly-2026-01-01") for _ in range(3)}
     assert len(ids) == len(server.runs) == 1

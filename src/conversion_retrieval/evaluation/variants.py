@@ -33,6 +33,11 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 )
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """Comma-separated names; none in an empty text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def select_variants(names: tuple[str, ...]) -> tuple[str, ...]:
     """The chosen variants, the default always among them and first; ``UserError`` for an unknown name."""
     if unknown := [name for name in names if name not in VARIANTS]:
