@@ -152,14 +152,13 @@ def line(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str
         return _svg(figure, f"{y_label} over {x_label}")
 
 
-def trade_off(points: Sequence[tuple[str, float, float]], chosen: str, target: float) -> Markup:
+def trade_off(points: Sequence[tuple[str, float, float]], chosen: str) -> Markup:
     """Index settings as (name, queries/s, recall against exact); the chosen one is marked."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(4.6, 2.8)
         for name, speed, recall in points:
             axes.scatter([speed], [recall], s=40, color=CANDIDATE if name == chosen else BASELINES[0], zorder=3)
             axes.annotate(name, (speed, recall), textcoords="offset points", xytext=(5, -3), fontsize=7, color=MUTED)
-        axes.axhline(target, color=CHAMPION, linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.set_xlabel("queries per second, one core")
         axes.set_ylabel("recall against exact")

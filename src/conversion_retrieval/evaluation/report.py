@@ -107,6 +107,7 @@ def _empty_context() -> dict[str, Any]:
         "index_facts": [],
         "index_plot": None,
         "validation_rows": [],
+        "validation_words": "",
         "provenance": [],
         "configuration": "",
     }
@@ -264,15 +265,110 @@ def _series(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[float, float
 
 
 def _label_context(features: dict[str, Any]) -> dict[str, Any]:
-    return {"label_facts": [], "label_plots": []} if not features else {}
+    if not features:
+        return {}
+    labels, counts = features["labels"], features["counts"]
+    return {
+        "protocol": _protocol(features["windows"], counts["test"]),
+        "label_facts": list(_label_facts(labels, counts)),
+        "label_plots": list(_label_plots(labels)),
+    }
+
+
+def _protocol(windows: dict[str, Any], test: dict[str, Any]) -> str:
+    days = {name: tuple(windows[name][end][:10] for end in ("start", "end")) for name in ("train", "test")}
+    return (
+        f"Trained on {' to '.join(days['train'])}; tested on queries of {' to '.join(days['test'])}: "
+        f"{test['conversions']:,} conversions, {test['attributed_conversions']:,} of them attributed to a request, "
+        "every item of the catalogue a candidate."
+    )
+
+
+def _label_facts(labels: dict[str, Any], counts: dict[str, Any]) -> Iterable[dict[str, str]]:
+    attribution, train = labels["attribution"], counts["train"]
+    total = max(attribution["conversions"], 1)
+    for kind, words in (("click", "to a click"), ("impression", "to an impression"), ("unattributed", "to nothing")):
+        yield _fact(f"conversions attributed {words}", f"{attribution[kind]:,} ({attribution[kind] / total:.1%})")
+    yield _fact("training queries", f"{train['queries']:,}")
+    for task, weights in labels["weights"].items():
+        yield _fact(
+            f"{task} positives, effective sample size after weights",
+            f"{weights['n']:,} \u2192 {weights['effective_sample_size']:,.0f}",
+        )
+    yield _fact("hard negatives (shown, not engaged with)", f"{train['hard_negatives']:,}")
+    yield _fact("cold items, cold users", f"{counts['cold_items']:,}, {counts['cold_users']:,}")
+    for level, variance in labels["variance"].items():
+        yield _fact(f"relative variance of conversion counts by {level}", _number(variance["relative_variance"]))
+    missing = labels["delay"]["expected_missing_share"]
+    yield _fact("test conversions expected to be reported later", f"{missing.get('test') or 0:.1%}")
+
+
+def _label_plots(labels: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    engagement = labels["weights"].get("engagement")
+    if engagement and engagement["n"]:
+        bins = engagement["histogram"]
+        svg = plots.histogram(bins["edges"], bins["counts"], "weight of an engagement positive")
+        yield {"svg": svg, "caption": "Click-duration weights: short clicks count little, saves and long clicks 1."}
+    delay = labels["delay"]
+    if delay["n"]:
+        shares = [share * 100 for share in delay["share_reported"]]
+        svg = plots.line(delay["days"], shares, x_label="days after the conversion", y_label="% reported")
+        yield {"svg": svg, "caption": f"How late conversions become known (n={delay['n']:,})."}
 
 
 def _index_context(index: dict[str, Any]) -> dict[str, Any]:
-    return {"index_facts": [_fact(k, _number(v)) for k, v in index.items() if isinstance(v, int | float | str)]}
+    if not index:
+        return {}
+    recall, latency = index["recall"], index["latency_ms"]
+    factory, setting = index["parameters"]["factory"], index["parameters"]["setting"]
+    facts = [
+        _fact("kind", f"{index['kind']} ({' '.join(part for part in (factory, setting) if part)})"),
+        _fact("items, dimensions", f"{index['num_items']:,}, {index['dim']}"),
+        _fact(
+            f"recall@{recall['k']} against exact search",
+            f"{recall['value']:.4f} {_interval(recall['low'], recall['high'])}, n={recall['n']:,}",
+        ),
+        _fact("latency of one query, one core", f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms"),
+        _fact("queries per second, one core", f"{index['queries_per_second']:,.0f}"),
+        _fact("memory", f"{index['memory_mb']:,.1f} MB"),
+    ]
+    return {"index_facts": facts, "index_plot": _trade_off_plot(index)}
+
+
+def _trade_off_plot(index: dict[str, Any]) -> Markup | None:
+    points = [
+        (f"{p['factory']} {p['setting']}".strip(), p["queries_per_second"], p["recall"]) for p in index["trade_off"]
+    ]
+    chosen = f"{index['parameters']['factory']} {index['parameters']['setting']}".strip()
+    return plots.trade_off(points, chosen) if len(points) > 1 else None
 
 
 def _validation_context(validation: dict[str, Any]) -> dict[str, Any]:
-    return {"validation_rows": [], "validation_words": ""} if not validation else {}
+    if not validation:
+        return {}
+    expectations = validation["expectations"]
+    failed = [e for e in expectations if not e["success"]]
+    return {
+        "validation_words": f"{len(expectations) - len(failed)} of {len(expectations)} checks passed.",
+        "validation_rows": [_validation_row(e) for e in failed],
+    }
+
+
+def _validation_row(expectation: dict[str, Any]) -> dict[str, Any]:
+    limits = [
+        f"{sign} {_number(expectation[key])}"
+        for key, sign in (("minimum", "\u2265"), ("maximum", "\u2264"))
+        if expectation.get(key) is not None
+    ]
+    error = expectation["severity"] == "error"
+    return {
+        "table": expectation["table"],
+        "name": expectation["name"].replace("_", " "),
+        "observed": _number(expectation["observed"]),
+        "limit": ", ".join(limits),
+        "result": "error" if error else "warning",
+        "css": "failed" if error else "unknown",
+    }
 
 
 def _fact(label: str, value: str) -> dict[str, str]:
@@ -281,6 +377,3 @@ def _fact(label: str, value: str) -> dict[str, str]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-__all__ = ["Markup", "recall_table", "write_evaluation_page", "write_report"]

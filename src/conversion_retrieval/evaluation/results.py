@@ -17,6 +17,7 @@ LABELS: Final = {
     "own_history": "own history (recency, frequency)",
     "item_knn": "item-kNN",
     "pure_svd": "PureSVD",
+    "engagement_only": "engagement-only list",
 }
 
 
