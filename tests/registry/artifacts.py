@@ -16,6 +16,16 @@ from conversion_retrieval.registry.decision import ChampionState, Decision, read
 from tests.registry.gate_worlds import CONFIG, HIT, NUM_CONVERSIONS, ranks, recalled
 
 PIPELINE_CONFIG = PipelineConfig(gate=CONFIG)
+INDEX_FACTS = {
+    "kind": "exact",
+    "parameters": {"factory": "Flat", "setting": ""},
+    "num_items": 2,
+    "dim": 8,
+    "latency_ms": {"p50": 0.1, "p99": 0.2},
+    "queries_per_second": 1000.0,
+    "memory_mb": 0.1,
+    "trade_off": [],
+}
 KINDS = ("report", "features", "spec", "model", "evaluation", "index")
 
 
@@ -37,10 +47,10 @@ def make_run(
     directories = {f"{kind}_dir": root / kind for kind in KINDS}
     candidate = recalled(0.4) if candidate is None else candidate
     with new_artifact(root / "report", kind="report") as path:
-        _json(path / "validation.json", {"verdict": validation, "checks": []})
+        _json(path / "validation.json", {"verdict": validation, "expectations": []})
     with new_artifact(root / "features", kind="features") as path:
         pd.DataFrame({"item_id": ["a", "b"], "advertiser": [0, 1]}).to_parquet(path / "items.parquet")
-        _json(path / "features.json", {"surfaces": ["home_feed", "search"]})
+        _json(path / "features.json", {})
         if profile:
             (path / "profile.json").write_bytes(profile)
     with new_artifact(root / "spec", kind="spec") as path:
@@ -58,7 +68,7 @@ def make_run(
     with new_artifact(root / "index", kind="index", inputs=inputs) as path:
         (path / "index.faiss").write_bytes(b"index of " + name.encode() * 20)
         recall = {"k": 100, "value": index_recall, "low": index_recall, "high": index_recall, "n": 1000}
-        _json(path / "index.json", {"kind": "exact", "recall": recall})
+        _json(path / "index.json", INDEX_FACTS | {"recall": recall})
         _rank_table("candidate", candidate).to_parquet(path / "ranks.parquet")
     return directories
 
