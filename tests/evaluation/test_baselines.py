@@ -20,8 +20,8 @@ from conversion_retrieval.evaluation.overlap import engagements_only, moved
 from conversion_retrieval.evaluation.own_history import fit_own_history
 from conversion_retrieval.evaluation.popularity import fit_popularity, fit_recent_popularity
 from conversion_retrieval.evaluation.pure_svd import fit_pure_svd
-from conversion_retrieval.factorization import item_factors
 from conversion_retrieval.evaluation.ranking import ItemLists, score_ranks
+from conversion_retrieval.factorization import item_factors
 from conversion_retrieval.schema import EVENT_TYPES
 
 CHECKOUT, CLICK = EVENT_TYPES.index("checkout") + 1, EVENT_TYPES.index("click") + 1
