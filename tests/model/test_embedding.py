@@ -1,3 +1,6 @@
+import dataclasses
+
+import pytest
 import torch
 
 from conversion_retrieval.model.config import ModelConfig
@@ -49,7 +52,7 @@ def test_id_dropout_hides_ids_in_training_only():
 
 
 def test_an_item_is_the_sum_of_its_id_categories_and_content():
-    embedding = ItemEmbedding(SIZES.items, ModelConfig(embedding_dim=8))
+    embedding = ItemEmbedding(SIZES.items, ModelConfig(embedding_dim=8)).eval()
     items = catalogue().rows(slice(NUM_ITEMS))
     expected = (
         embedding.ids.table.weight[items.id_code]
@@ -71,3 +74,12 @@ def test_zero_vector_stays_zero_and_has_a_finite_gradient():
 def test_unit_length_is_one_for_ordinary_vectors():
     lengths = unit_length(torch.randn(5, 16)).norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(5), rtol=1e-5, atol=1e-5)
+
+
+def test_ids_start_short_only_beside_content():
+    """Oracle: rows drawn with standard deviation dim ** -0.5, a tenth of it where embedding columns describe items."""
+    many = dataclasses.replace(SIZES.items, num_ids=2001)
+    for sizes, expected in ((many, 0.1), (dataclasses.replace(many, embeddings={}), 1.0)):
+        torch.manual_seed(0)
+        rows = ItemEmbedding(sizes, ModelConfig(embedding_dim=16)).ids.table.weight[1:]
+        assert float(rows.detach().std()) == pytest.approx(expected * 16**-0.5, rel=0.05)

@@ -20,7 +20,13 @@ def small_config(**sections: dict[str, Any]) -> PipelineConfig:
             "early_stopping_metric": "conversion/recall@10",
         },
         "losses": {"uniform_negatives": 64},
-        "model": {"embedding_dim": 16, "feature_dim": 4, "query_tower": TOWER, "item_tower": TOWER},
+        "model": {
+            "embedding_dim": 16,
+            "feature_dim": 4,
+            "item_id_dropout": 0.0,
+            "query_tower": TOWER,
+            "item_tower": TOWER,
+        },
     }
     for name, changes in sections.items():
         values.setdefault(name, {}).update(changes)

@@ -66,7 +66,7 @@ class ModelConfig:
     # Rows of the table that hashed ids share, two rows summed an id; 0 is a quarter of the ids.
     item_hash_buckets: int = 0
     # Share of items whose id is hidden in a training step, so that the unknown id (cold items) is trained too.
-    item_id_dropout: float = 0.0
+    item_id_dropout: float = 0.3
     share_item_embedding: bool = True  # between history and item tower
     heads: Literal["unified", "multi_head"] = "unified"
     normalize: bool = True  # cosine score with a temperature; otherwise the raw dot product

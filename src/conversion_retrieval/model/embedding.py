@@ -11,6 +11,9 @@ from conversion_retrieval.model.sizes import EntitySizes
 # Odd multipliers of the multiply-shift hash (Dietzfelbinger et al. 1997): golden ratio and a prime of xxHash.
 HASH_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)
 
+# Content says what an item is before anything is learned; an id of the same length would start as that much noise.
+ID_SCALE_BESIDE_CONTENT = 0.1
+
 
 class CategoricalEmbedding(nn.Module):
     """K categorical columns in one table: [M, K] codes -> [M, K, dim]. Code 0 is unknown, a row of its own a column."""
@@ -96,6 +99,9 @@ class ItemEmbedding(nn.Module):
         dim = config.embedding_dim
         has_ids = sizes.num_ids > 1 and config.item_id_embedding != "none"
         self.ids = id_embedding(sizes.num_ids, config, sparse=sparse) if has_ids else None
+        if self.ids is not None and sizes.embeddings:
+            with torch.no_grad():
+                self.ids.table.weight.mul_(ID_SCALE_BESIDE_CONTENT)
         self.categories = CategoricalEmbedding(sizes.categorical, dim, sparse=sparse) if sizes.categorical else None
         self.content = projections(sizes.embeddings, dim)
         self.default = nn.Parameter(torch.zeros(dim))

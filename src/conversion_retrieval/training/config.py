@@ -13,9 +13,9 @@ class TrainingConfig:
     """``batch_size`` counts queries, over all processes; a query brings all its positives."""
 
     batch_size: int = 1024
-    max_epochs: int = 20
+    max_epochs: int = 6  # the learning rate decays over these
     max_steps: int = 0  # 0 is no limit
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     embedding_learning_rate: float = 0.0  # 0 is the same as learning_rate
     weight_decay: float = 1e-4
     # "adamw_sparse" updates only the embedding rows that a batch touched: for id tables far larger than a batch.
