@@ -14,6 +14,10 @@ from conversion_retrieval.registry.decision import Check, Decision, read_decisio
 
 INVALID: Final = "invalid"
 KS: Final = (10, 100, 1000)
+TABLES: Final = {
+    "all": "Conversion recall, test window, whole catalogue",
+    "new_to_user=true": "The same on items new to the user, ranked without those the user had",
+}
 MARKS: Final = {True: "passed", False: "FAILED", None: "undecided"}
 
 
@@ -44,14 +48,16 @@ def summarize(run_dir: Path) -> RunSummary:
 def show(summary: RunSummary, console: Console) -> None:
     """Print the recall table, the verdict with its reasons, and the report's path."""
     if summary.verdict != INVALID:
-        console.print(recall_table(Results.read(summary.run_dir / "evaluate" / "evaluation")))
+        results = Results.read(summary.run_dir / "evaluate" / "evaluation")
+        for slice_, title in TABLES.items():
+            console.print(recall_table(results, slice_=slice_, title=title))
         _show_decision(read_decision(summary.run_dir / "gate" / "decision"), console)
     console.print(f"report: {summary.report_path}", soft_wrap=True)
 
 
-def recall_table(results: Results, *, slice_: str = "all") -> Table:
+def recall_table(results: Results, *, slice_: str = "all", title: str = TABLES["all"]) -> Table:
     """Conversion recall of every model at 10, 100 and 1000 on one split and catalogue, with intervals and n."""
-    table = Table(title="Conversion recall, test window, whole catalogue", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("model")
     for k in KS:
         table.add_column(f"recall@{k}", justify="right")
@@ -82,4 +88,9 @@ def _show_decision(decision: Decision, console: Console) -> None:
 def _check_line(check: Check) -> str:
     if check.value is None or check.threshold is None:
         return f"{check.name}: {check.detail}"
-    return f"{check.name}: {check.value:.4g}, threshold {check.threshold:.4g}, n {check.n}"
+    count = "" if check.n is None else f", n {check.n:,}"
+    return f"{check.name}: {_number(check.value)}, threshold {_number(check.threshold)}{count}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"

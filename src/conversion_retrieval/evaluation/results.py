@@ -14,7 +14,7 @@ LABELS: Final = {
     "champion": "two-tower model (champion)",
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
-    "own_history": "own history (recency, frequency)",
+    "own_history": "own history",
     "item_knn": "item-kNN",
     "pure_svd": "PureSVD",
     "engagement_only": "engagement-only list",
