@@ -49,8 +49,8 @@ class SplitConfig:
 
     as_of: str = ""
     train_days: float = 0.0  # 0 is everything before the validation window
-    validation_days: float = 7.0
-    test_days: float = 7.0
+    validation_days: float = 0.0  # 0 is a week, or a fifth of a log shorter than five weeks
+    test_days: float = 0.0
     gap_days: float = 0.0
     maturity_days: float = 0.0
     evaluation_queries: Literal["request", "window_start"] = "request"
@@ -64,10 +64,10 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         """Refuse windows that are empty or negative."""
-        for name in ("validation_days", "test_days", "training_window_days", "training_stride_days"):
+        for name in ("training_window_days", "training_stride_days"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("train_days", "gap_days", "maturity_days"):
+        for name in ("train_days", "validation_days", "test_days", "gap_days", "maturity_days"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
 

@@ -10,6 +10,8 @@ from conversion_retrieval.features.config import SplitConfig
 SECOND: Final = 1_000_000
 MINUTE: Final = 60 * SECOND
 DAY: Final = 86_400 * SECOND
+WEEK: Final = 7 * DAY
+MIN_DAYS_FOR_MIDNIGHT: Final = 10
 FOREVER: Final = 2**62
 
 
@@ -52,16 +54,20 @@ class SplitWindows:
 
 
 def split_windows(config: SplitConfig, *, first_time: int, last_time: int, last_available: int) -> SplitWindows:
-    """Lay out the windows backwards from ``as_of`` (by default the midnight after the newest event).
+    """Lay out the windows backwards from ``as_of``.
 
-    Raises ``UserError`` when nothing is left to train on.
+    That is by default the midnight after the newest event; in a log of a few days, whose last hours must not be mostly
+    empty, the moment after it. Raises ``UserError`` when nothing is left to train on.
     """
-    as_of = parse_time(config.as_of) if config.as_of else -(-(last_time + 1) // DAY) * DAY
+    span = last_time + 1 - first_time
+    unit = DAY if span > MIN_DAYS_FOR_MIDNIGHT * DAY else 1
+    as_of = parse_time(config.as_of) if config.as_of else -(-(last_time + 1) // unit) * unit
+    usual = min(WEEK, span // 5)
     known_until = as_of if config.as_of else max(last_available + 1, as_of)
     gap = round(config.gap_days * DAY)
     test_end = as_of - round(config.maturity_days * DAY)
-    test_start = test_end - round(config.test_days * DAY)
-    validation_start = test_start - gap - round(config.validation_days * DAY)
+    test_start = test_end - (round(config.test_days * DAY) or usual)
+    validation_start = test_start - gap - (round(config.validation_days * DAY) or usual)
     train_end = validation_start - gap
     train_start = train_end - round(config.train_days * DAY) if config.train_days else first_time
     if train_end <= first_time:
