@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from conversion_retrieval import command_line
 from conversion_retrieval.errors import UserError
 
 app = typer.Typer(
@@ -37,16 +38,7 @@ MutableImage = Annotated[bool, typer.Option("--allow-mutable-image", help="Accep
 
 def main() -> None:
     """Run the command line; what a user can fix is one line on standard error and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "error: interrupted; the same command starts again, training goes on from its checkpoint", file=sys.stderr
-        )
-        sys.exit(130)
+    command_line.run(app, interrupted="the same command starts again, training goes on from its checkpoint")
 
 
 @app.command("compile")
@@ -145,8 +137,8 @@ def submit(
 
     submission = remote.prepare(pipeline, param or (), allow_mutable_image=allow_mutable_image)
     client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
-    run_id = remote.submit(client, submission, run_name=run_name, namespace=namespace)
-    print(f"run {run_id}: {remote.run_address(host, run_id)}")
+    run_id = remote.submit(client, submission, run_name=run_name)
+    print(f"run {run_id}: {client.run_address(run_id)}")
     if wait:
         remote.require_finished_well(remote.wait(client, run_id), run_id)
 
@@ -167,14 +159,14 @@ def schedule(
     allow_mutable_image: MutableImage = False,
 ) -> None:
     """Create or update one recurring run: one at a time, nothing caught up after a pause."""
-    from pipelines import remote
+    from pipelines import remote, schedules
     from pipelines.connection import connect
     from pipelines.cron import check_cron, next_times
 
     cron = check_cron(cron)
     submission = remote.prepare(pipeline, param or (), allow_mutable_image=allow_mutable_image)
     client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
-    schedule_id = remote.schedule(client, submission, cron=cron, name=name, paused=pause, namespace=namespace)
+    schedule_id = schedules.schedule(client, submission, cron=cron, name=name, paused=pause)
     print(f"schedule {schedule_id}: {name}, {'paused' if pause else 'running'}, version {submission.version_name}")
     if not pause:
         print("next: " + ", ".join(f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in next_times(cron)))

@@ -12,11 +12,13 @@ from typing import Any, Final, Optional
 import kfp
 import kfp_server_api
 import urllib3
+from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
+from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
 from conversion_retrieval.errors import UserError
 
 ENDPOINT_VARIABLE: Final = "KF_PIPELINES_ENDPOINT"
-TIMEOUT: Final = urllib3.Timeout(connect=10, read=30)
+CONNECT_SECONDS, READ_SECONDS = 10, 30
 REMEDIES: Final = {
     400: "the request was refused",
     401: "the token or cookies are missing or expired: log in again, then pass --token-file or --cookies",
@@ -26,32 +28,73 @@ REMEDIES: Final = {
 }
 
 
+class Client(kfp.Client):  # type: ignore[misc]  # kfp ships no types
+    """kfp's client, which finds host and credentials as ever, but learns of a wrong address at once.
+
+    ``namespace`` is the profile that pipelines, experiments and runs go to in a multi-user installation, else None.
+    """
+
+    namespace: Optional[str] = None
+
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:  # noqa: ARG002 - the base class's signature
+        """The server's health, asked for once: the base class retries a wrong address for half a minute."""
+        health = self._healthz_api.healthz_service_get_healthz(_request_timeout=(CONNECT_SECONDS, READ_SECONDS))
+        _require_json(self.address, self._healthz_api.api_client.last_response.data)
+        return health
+
+    def create_pipeline(self, name: str) -> Any:
+        """A new pipeline without any version; the base class can only upload one together with its first version."""
+        pipeline = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace)
+        return self._pipelines_api.pipeline_service_create_pipeline(pipeline)
+
+    @property
+    def address(self) -> str:
+        """Where this client found the API."""
+        return str(self._existing_config.host)
+
+    def run_address(self, run_id: str) -> str:
+        """Where a person looks at a run."""
+        return f"{self._uihost or self.address}".rstrip("/") + f"/#/runs/details/{run_id}"
+
+
 def connect(
     host: str = "", *, namespace: Optional[str] = None, token_file: Optional[Path] = None, cookies: Optional[str] = None
-) -> kfp.Client:
-    """A client that answered once; ``UserError`` if the address or the credentials are wrong.
+) -> Client:
+    """A client that was answered; ``UserError`` if the address or the credentials are wrong.
 
     Without a host the client looks for ``KF_PIPELINES_ENDPOINT``, then for the service inside the cluster, then for a
-    kube configuration; without a token, for the credentials that belong to where it runs.
+    kube configuration. Without a token file it takes the token that a pod is given for Kubeflow Pipelines
+    (``KF_PIPELINES_SA_TOKEN_PATH``), if there is one. Token files are read again for each request: they rotate.
     """
-    token = _read_token(token_file)
-    if address := host or os.environ.get(ENDPOINT_VARIABLE, ""):
-        _probe(address, token, cookies)
-    with translated(address or "the cluster"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return kfp.Client(host=host or None, existing_token=token, cookies=cookies, namespace=namespace or "kubeflow")
+    where = host or os.environ.get(ENDPOINT_VARIABLE, "") or "the cluster"
+    credentials = _credentials(token_file)
+    with translated(where, missing="found no API there: check --host (and its path)"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        client = Client(host=host or None, credentials=credentials, cookies=cookies)
+        client.get_kfp_healthz()
+    # Not through the constructor: in a cluster that would look for the service in the profile's namespace.
+    client.namespace = namespace or client.get_user_namespace() or None
+    return client
 
 
 @contextlib.contextmanager
-def translated(where: str) -> Iterator[None]:
-    """API and network errors as ``UserError``; what the client prints on the way is dropped."""
+def translated(where: str, *, missing: str = "") -> Iterator[None]:
+    """API, network and credential errors as ``UserError``; what the client prints on the way is dropped.
+
+    ``missing`` says what a 404 means, where it is not an unknown id.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     except kfp_server_api.ApiException as error:
+        if error.status == 404 and missing:
+            raise UserError(f"expected Kubeflow Pipelines at {where}, {missing}") from None
         raise UserError(f"{where} answered {error.status}: {_detail(error)}; {remedy(error.status)}") from None
     except urllib3.exceptions.HTTPError as error:
-        raise _unreachable(where, error) from None
+        kind = type(getattr(error, "reason", None) or error).__name__
+        raise UserError(f"expected Kubeflow Pipelines at {where}, could not reach it ({kind}): check --host") from None
+    except OSError as error:
+        raise UserError(f"expected credentials for {where}, found: {error}") from None
 
 
 def remedy(status: int) -> str:
@@ -59,36 +102,32 @@ def remedy(status: int) -> str:
     return REMEDIES.get(status, "try again later" if status >= 500 else "check the request")
 
 
-def _probe(host: str, token: str | None, cookies: str | None) -> None:
-    """One request before the client is made: it would retry a wrong address for half a minute."""
-    url = f"{host if '://' in host else f'https://{host}'}".rstrip("/") + "/apis/v2beta1/healthz"
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    if cookies:
-        headers["Cookie"] = cookies
+def _require_json(where: str, content: str) -> None:
+    """A login page answers 200 as well, after a redirect."""
     try:
-        with urllib3.PoolManager(timeout=TIMEOUT, retries=False) as pool:
-            response = pool.request("GET", url, headers=headers)
-    except urllib3.exceptions.HTTPError as error:
-        raise _unreachable(host, error) from None
-    if response.status == 404:
-        raise UserError(f"expected Kubeflow Pipelines at {host}, found no API there: check --host (and its path)")
-    if response.status != 200:
-        raise UserError(f"{host} answered {response.status}; {remedy(response.status)}")
+        json.loads(content)
+    except ValueError:
+        raise UserError(
+            f"expected the API of Kubeflow Pipelines at {where}, found a page, as of a login: {REMEDIES[401]}"
+        ) from None
 
 
-def _unreachable(where: str, error: Exception) -> UserError:
-    return UserError(
-        f"expected Kubeflow Pipelines at {where}, could not reach it ({type(error).__name__}): check --host"
-    )
+def _credentials(token_file: Path | None) -> Any:
+    """The credentials of a token's file: the one given, else the one that the kubelet keeps in a pod."""
+    if token_file is not None:
+        _require_readable(token_file)
+        return ServiceAccountTokenVolumeCredentials(path=str(token_file))
+    projected = Path(os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH)
+    return ServiceAccountTokenVolumeCredentials(path=str(projected)) if projected.exists() else None
 
 
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
+def _require_readable(path: Path) -> None:
     try:
-        return path.read_text().strip()
+        content = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"expected a token in {path}, found: {error}") from None
+    if not content.isprintable() or not content:
+        raise UserError(f"expected a token in {path}, found no or several lines")
 
 
 def _detail(error: Any) -> str:

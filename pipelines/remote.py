@@ -1,4 +1,4 @@
-"""Runs and schedules on Kubeflow Pipelines: each command checks first, creates once, and finishes what was begun."""
+"""Versions and runs on Kubeflow Pipelines: each command checks first, creates once, and finishes what was begun."""
 
 import json
 import time
@@ -6,21 +6,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Optional
+from typing import Any, Final
 
-import kfp
+import kfp_server_api
+import urllib3
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
 from pipelines import cluster
 from pipelines.compile import images, require_pinned, version_name
-from pipelines.connection import translated
-from pipelines.cron import check_cron
+from pipelines.connection import Client, translated
 from pipelines.parameters import check_parameters, read_pipeline
 
 EXPERIMENT: Final = "conversion-retrieval"
 PAGE_SIZE: Final = 100
 EQUALS: Final = 1  # of the API's filter operations
+CONFLICT, TOO_MANY = 409, 429
+POLL_ATTEMPTS: Final = 30
 FINISHED: Final = frozenset({"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"})
 
 
@@ -59,37 +62,35 @@ def prepare(path: Path, given: Iterable[str], *, allow_mutable_image: bool = Fal
     )
 
 
-def upload(client: kfp.Client, submission: Submission) -> Version:
-    """The submission's version on the server, uploaded unless it is there: equal bytes have equal names."""
+def upload(client: Client, submission: Submission) -> Version:
+    """The submission's version on the server, the only one of its bytes: equal bytes have equal names.
+
+    The pipeline is created without a version (the API's upload of a pipeline would add one of another name), then the
+    version is uploaded to it. Each step is left out where it is done already, by an interrupted command or another
+    submitter.
+    """
     with translated("upload"):
-        pipeline_id = client.get_pipeline_id(submission.pipeline_name)
-        if pipeline_id is None:
-            pipeline_id = client.upload_pipeline(
-                str(submission.path), pipeline_name=submission.pipeline_name
-            ).pipeline_id
-        found = client.list_pipeline_versions(pipeline_id, **_named(submission.version_name)).pipeline_versions
-        version = (found or [None])[0] or client.upload_pipeline_version(
-            str(submission.path), submission.version_name, pipeline_id=pipeline_id
-        )
-    return Version(pipeline_id=pipeline_id, version_id=version.pipeline_version_id, name=submission.version_name)
+        pipeline_id = _ensured_pipeline(client, submission.pipeline_name)
+        version_id = _ensured_version(client, pipeline_id, submission)
+    return Version(pipeline_id=pipeline_id, version_id=version_id, name=submission.version_name)
 
 
 def submit(
-    client: kfp.Client,
+    client: Client,
     submission: Submission,
     *,
     run_name: str = "",
-    namespace: Optional[str] = None,
     service_account: str = cluster.SERVICE_ACCOUNT,
 ) -> str:
-    """Create a run and return its id; a run of the same ``run_name`` is returned instead of made again."""
+    """Create a run and return its id; with ``run_name``, an equal run of that name instead of a second one.
+
+    Raises ``UserError`` if the run of that name is of another version or has other parameters.
+    """
     version = upload(client, submission)
     with translated("submit"):
-        experiment_id = client.create_experiment(EXPERIMENT, namespace=namespace).experiment_id
-        if run_name:
-            found = client.list_runs(experiment_id=experiment_id, **_named(run_name)).runs
-            if found:
-                return str(found[0].run_id)
+        experiment_id = ensured_experiment(client)
+        if run_name and (found := client.list_runs(experiment_id=experiment_id, **named(run_name)).runs):
+            return _equal_run(found[0], version, submission)
         run = client.run_pipeline(
             experiment_id,
             run_name or f"{version.name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
@@ -101,55 +102,23 @@ def submit(
     return str(run.run_id)
 
 
-def schedule(
-    client: kfp.Client,
-    submission: Submission,
-    *,
-    cron: str,
-    name: str,
-    paused: bool = False,
-    namespace: Optional[str] = None,
-    service_account: str = cluster.SERVICE_ACCOUNT,
-) -> str:
-    """Leave exactly one recurring run called ``name``, as asked for, and return its id.
-
-    A recurring run cannot be changed: a different one is replaced. The new one is made disabled, the old ones are
-    deleted, then it is enabled, so that at no moment two fire; repeated after a crash it goes on from there.
-    """
-    cron = check_cron(cron)
-    version = upload(client, submission)
-    with translated("schedule"):
-        experiment_id = client.create_experiment(EXPERIMENT, namespace=namespace).experiment_id
-        existing = client.list_recurring_runs(experiment_id=experiment_id, **_named(name)).recurring_runs or []
-        wanted = next((run for run in existing if _matches(run, cron, version, submission, service_account)), None)
-        if wanted is None:
-            wanted = client.create_recurring_run(
-                experiment_id,
-                name,
-                cron_expression=cron,
-                max_concurrency=1,
-                no_catchup=True,
-                params=dict(submission.parameters),
-                pipeline_id=version.pipeline_id,
-                version_id=version.version_id,
-                enabled=False,
-                service_account=service_account,
-            )
-        wanted_id = str(wanted.recurring_run_id)
-        for run in existing:
-            if run.recurring_run_id != wanted_id:
-                client.delete_recurring_run(run.recurring_run_id)
-        (client.disable_recurring_run if paused else client.enable_recurring_run)(wanted_id)
-    return wanted_id
+def _equal_run(run: Any, version: Version, submission: Submission) -> str:
+    reference, parameters = run.pipeline_version_reference, run.runtime_config.parameters
+    if reference.pipeline_version_id != version.version_id or dict(parameters or {}) != dict(submission.parameters):
+        raise UserError(
+            f"expected no run called {run.display_name!r} with another version or other parameters, found "
+            f"{run.run_id}: choose another --run-name"
+        )
+    return str(run.run_id)
 
 
-def run_status(client: kfp.Client, run_id: str) -> Any:
+def run_status(client: Client, run_id: str) -> Any:
     """The server's record of a run; ``UserError`` for an unknown id."""
     with translated(f"run {run_id}"):
         return client.get_run(run_id)
 
 
-def terminate(client: kfp.Client, run_id: str) -> str:
+def terminate(client: Client, run_id: str) -> str:
     """Stop a run and return its state; a finished one is left as it is."""
     run = run_status(client, run_id)
     if run.state in FINISHED:
@@ -159,12 +128,20 @@ def terminate(client: kfp.Client, run_id: str) -> str:
     return "CANCELING"
 
 
-def wait(client: kfp.Client, run_id: str, *, poll_seconds: float = 10.0) -> str:
+def wait(client: Client, run_id: str, *, poll_seconds: float = 10.0) -> str:
     """Show a run's tasks as they change until it has finished; its final state."""
     shown: dict[str, str] = {}
-    while (run := run_status(client, run_id)).state not in FINISHED:
-        _show_changes(run, shown)
-        time.sleep(poll_seconds)
+    # A run takes hours: a restarting server or proxy must not end the waiting for it.
+    patient = retry(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_attempt(POLL_ATTEMPTS),
+        wait=wait_fixed(poll_seconds),
+        reraise=True,
+    )
+    with translated(f"run {run_id}"):
+        while (run := patient(client.get_run)(run_id)).state not in FINISHED:
+            _show_changes(run, shown)
+            time.sleep(poll_seconds)
     _show_changes(run, shown)
     return str(run.state)
 
@@ -175,9 +152,10 @@ def task_states(run: Any) -> dict[str, str]:
     return {task.display_name: task.state for task in details if task.display_name and task.state}
 
 
-def run_address(host: str, run_id: str) -> str:
-    """Where a person looks at the run."""
-    return f"{host.rstrip('/')}/#/runs/details/{run_id}"
+def require_finished_well(state: str, run_id: str) -> None:
+    """``UserError`` for a run that did not succeed."""
+    if state != "SUCCEEDED":
+        raise UserError(f"run {run_id} ended {state.lower()}: look at its tasks in the UI")
 
 
 def _show_changes(run: Any, shown: dict[str, str]) -> None:
@@ -187,29 +165,44 @@ def _show_changes(run: Any, shown: dict[str, str]) -> None:
             say(f"{name}: {state.lower()}")
 
 
-def _named(name: str) -> dict[str, Any]:
+def _is_conflict(error: BaseException) -> bool:
+    return isinstance(error, kfp_server_api.ApiException) and error.status == CONFLICT
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, kfp_server_api.ApiException):
+        return error.status is not None and (error.status == TOO_MANY or error.status >= 500)
+    return isinstance(error, urllib3.exceptions.HTTPError)
+
+
+# Another submitter may create a thing between the look and the creation: the second look finds it.
+_looking_again = retry(retry=retry_if_exception(_is_conflict), stop=stop_after_attempt(2), reraise=True)
+
+
+@_looking_again
+def _ensured_pipeline(client: Client, name: str) -> str:
+    found = client.list_pipelines(namespace=client.namespace, **named(name)).pipelines
+    if not found:
+        found = [client.create_pipeline(name)]
+    return str(found[0].pipeline_id)
+
+
+@_looking_again
+def _ensured_version(client: Client, pipeline_id: str, submission: Submission) -> str:
+    name = submission.version_name
+    found = client.list_pipeline_versions(pipeline_id, **named(name)).pipeline_versions
+    if not found:
+        found = [client.upload_pipeline_version(str(submission.path), name, pipeline_id=pipeline_id)]
+    return str(found[0].pipeline_version_id)
+
+
+@_looking_again
+def ensured_experiment(client: Client) -> str:
+    """The id of the experiment that runs and schedules belong to, created unless it is there."""
+    return str(client.create_experiment(EXPERIMENT, namespace=client.namespace).experiment_id)
+
+
+def named(name: str) -> dict[str, Any]:
     """List arguments that find what is called ``name``."""
     predicate = {"operation": EQUALS, "key": "display_name", "stringValue": name}
     return {"filter": json.dumps({"predicates": [predicate]}), "page_size": PAGE_SIZE}
-
-
-def _matches(run: Any, cron: str, version: Version, submission: Submission, service_account: str) -> bool:
-    """Whether a recurring run does what is asked for, leaving aside if it is paused."""
-    reference, trigger = run.pipeline_version_reference, run.trigger
-    return bool(
-        reference
-        and reference.pipeline_version_id == version.version_id
-        and trigger
-        and trigger.cron_schedule
-        and trigger.cron_schedule.cron == cron
-        and str(run.max_concurrency) == "1"
-        and run.no_catchup
-        and run.service_account == service_account
-        and dict(run.runtime_config.parameters or {}) == dict(submission.parameters)
-    )
-
-
-def require_finished_well(state: str, run_id: str) -> None:
-    """``UserError`` for a run that did not succeed."""
-    if state != "SUCCEEDED":
-        raise UserError(f"run {run_id} ended {state.lower()}: look at its tasks in the UI")

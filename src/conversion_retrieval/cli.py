@@ -3,12 +3,12 @@
 Each command imports its part when called, so that ``--help`` answers at once.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from conversion_retrieval import command_line
 from conversion_retrieval.errors import UserError
 
 app = typer.Typer(
@@ -27,14 +27,7 @@ Output = Annotated[Path, typer.Option("--output", help="Directory to write; crea
 
 def main() -> None:
     """Run the command line; what a user can fix is one line on standard error and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half-written was left in place", file=sys.stderr)
-        sys.exit(130)
+    command_line.run(app, interrupted="nothing half-written was left in place")
 
 
 @app.command("import")

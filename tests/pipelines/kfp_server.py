@@ -1,13 +1,14 @@
 """A server with the v2beta1 endpoints of Kubeflow Pipelines that the commands use: real paths, field names, errors.
 
-Like the real one it checks ids and unique names and little else: parameters and cron expressions pass as they come.
+Like the real one it checks ids, unique names and the fields of a body (against kfp's own models), and little else:
+parameters and cron expressions pass as they come.
 """
 
 import json
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.parser import BytesParser
@@ -15,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-NOT_FOUND, ALREADY_EXISTS, UNAUTHENTICATED = (404, 5), (409, 6), (401, 16)
+import kfp_server_api
+
+INVALID, NOT_FOUND, ALREADY_EXISTS, UNAUTHENTICATED = (400, 3), (404, 5), (409, 6), (401, 16)
 
 
 class ApiError(Exception):
@@ -31,6 +34,7 @@ class KubeflowPipelines:
 
     def __init__(self, token: str = "") -> None:
         self.token = token
+        self.cookie = ""
         self.contents: dict[str, bytes] = {}
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
@@ -40,6 +44,9 @@ class KubeflowPipelines:
         self.requests: list[tuple[str, str]] = []
         self.fail_next: list[tuple[str, str, int]] = []
         self.next_states: dict[str, list[str]] = {}
+        self.login_page = False
+        self.before_create: list[Callable[[], None]] = []
+        self.lock = threading.RLock()
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> dict[str, Any]:
         self.requests.append((method, path))
@@ -66,15 +73,23 @@ class KubeflowPipelines:
         return self.page("experiments", list(self.experiments.values()), query)
 
     def create_experiment(self, body: Any, **_: Any) -> dict[str, Any]:
-        return self._create(self.experiments, "experiment_id", body)
+        self._require_free_name(self.experiments, body)
+        return self._create(self.experiments, "experiment_id", body, kfp_server_api.V2beta1Experiment)
 
     def list_pipelines(self, query: dict[str, str], **_: Any) -> dict[str, Any]:
         return self.page("pipelines", list(self.pipelines.values()), query)
 
+    def create_pipeline(self, body: Any, **_: Any) -> dict[str, Any]:
+        if not body.get("name"):
+            raise ApiError(INVALID, "name is required")
+        if self.before_create:
+            self.before_create.pop()()
+        self._require_free_name(self.pipelines, body)
+        return self._create(self.pipelines, "pipeline_id", body, kfp_server_api.V2beta1Pipeline)
+
     def upload_pipeline(self, query: dict[str, str], body: Any, **_: Any) -> dict[str, Any]:
-        if any(p["display_name"] == query["name"] for p in self.pipelines.values()):
-            raise ApiError(ALREADY_EXISTS, f"The name {query['name']} already exist")
-        pipeline = self._create(self.pipelines, "pipeline_id", {"display_name": query["name"]})
+        """With the pipeline comes a version of the pipeline's name."""
+        pipeline = self.create_pipeline({"name": query["name"], "display_name": query["name"]})
         self._add_version(pipeline["pipeline_id"], query["name"], body)
         return pipeline
 
@@ -89,7 +104,7 @@ class KubeflowPipelines:
 
     def create_run(self, body: Any, **_: Any) -> dict[str, Any]:
         self._require_version(body)
-        return self._create(self.runs, "run_id", {**body, "state": "PENDING"})
+        return self._create(self.runs, "run_id", {**body, "state": "PENDING"}, kfp_server_api.V2beta1Run)
 
     def list_runs(self, query: dict[str, str], **_: Any) -> dict[str, Any]:
         return self.page("runs", list(self.runs.values()), query)
@@ -109,7 +124,8 @@ class KubeflowPipelines:
     def create_recurring_run(self, body: Any, **_: Any) -> dict[str, Any]:
         self._require_version(body)
         status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[body["mode"]]
-        return self._create(self.recurring_runs, "recurring_run_id", {**body, "status": status})
+        values = {**body, "status": status}
+        return self._create(self.recurring_runs, "recurring_run_id", values, kfp_server_api.V2beta1RecurringRun)
 
     def list_recurring_runs(self, query: dict[str, str], **_: Any) -> dict[str, Any]:
         return self.page("recurringRuns", list(self.recurring_runs.values()), query)
@@ -123,7 +139,13 @@ class KubeflowPipelines:
         del self.recurring_runs[run_id]
         return {}
 
-    def _create(self, table: dict[str, Any], key: str, values: dict[str, Any]) -> dict[str, Any]:
+    def _require_free_name(self, table: dict[str, Any], body: Any) -> None:
+        if any(thing["display_name"] == body["display_name"] for thing in table.values()):
+            raise ApiError(ALREADY_EXISTS, f"The name {body['display_name']} already exist")
+
+    def _create(self, table: dict[str, Any], key: str, values: dict[str, Any], model: Any) -> dict[str, Any]:
+        if unknown := set(values) - set(model.attribute_map.values()):
+            raise ApiError(INVALID, f"unknown field {sorted(unknown)[0]}")
         thing = {key: str(uuid.uuid4()), "created_at": datetime.now(UTC).isoformat(), **values}
         table[thing[key]] = thing
         return thing
@@ -132,7 +154,7 @@ class KubeflowPipelines:
         if any(v["display_name"] == name and v["pipeline_id"] == pipeline_id for v in self.versions.values()):
             raise ApiError(ALREADY_EXISTS, f"The name {name} already exist")
         values = {"pipeline_id": pipeline_id, "display_name": name}
-        version = self._create(self.versions, "pipeline_version_id", values)
+        version = self._create(self.versions, "pipeline_version_id", values, kfp_server_api.V2beta1PipelineVersion)
         self.contents[version["pipeline_version_id"]] = body
         return version
 
@@ -152,6 +174,7 @@ ROUTES: dict[tuple[str, str], Any] = {
     ("GET", "experiments"): KubeflowPipelines.list_experiments,
     ("POST", "experiments"): KubeflowPipelines.create_experiment,
     ("GET", "pipelines"): KubeflowPipelines.list_pipelines,
+    ("POST", "pipelines"): KubeflowPipelines.create_pipeline,
     ("POST", "pipelines/upload"): KubeflowPipelines.upload_pipeline,
     ("POST", "pipelines/upload_version"): KubeflowPipelines.upload_version,
     ("GET", "pipelines/([^/]+)/versions"): KubeflowPipelines.list_versions,
@@ -177,13 +200,21 @@ def serving(state: KubeflowPipelines) -> Iterator[str]:
             try:
                 if state.token and self.headers.get("Authorization") != f"Bearer {state.token}":
                     raise ApiError(UNAUTHENTICATED, "Request header error: there is no user identity header.")
+                if state.cookie and self.headers.get("Cookie") != state.cookie:
+                    raise ApiError(UNAUTHENTICATED, "Request header error: there is no session.")
                 query = {key: values[0] for key, values in parse_qs(url.query).items()}
-                answer, status = state.answer(self.command, url.path, query, self._body(body)), 200
+                with state.lock:
+                    answer, status = state.answer(self.command, url.path, query, self._body(body)), 200
             except ApiError as error:
                 answer, status = {"error": str(error), "message": str(error), "code": error.grpc_code}, error.status
-            content = json.dumps(answer).encode()
+            if state.login_page:
+                self._send(200, "text/html", b"<html>Log in</html>")
+            else:
+                self._send(status, "application/json", json.dumps(answer).encode())
+
+        def _send(self, status: int, kind: str, content: bytes) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

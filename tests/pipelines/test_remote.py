@@ -1,6 +1,7 @@
-"""submit, schedule, status and terminate against a server with the real endpoints; oracle: the server's state."""
+"""submit, status and terminate against a server with the real endpoints; oracle: the server's state."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,34 +11,7 @@ from pipelines import cli, remote
 from pipelines.compile import compile_pipeline, placement
 from pipelines.connection import connect
 
-from .kfp_server import KubeflowPipelines, serving
-
-DIGEST = "sha256:" + "1" * 64
-PARAMS = ("data_uri=gs://bucket/data", "registry_uri=gs://bucket/registry")
-
-
-@pytest.fixture
-def server():
-    return KubeflowPipelines()
-
-
-@pytest.fixture
-def host(server, monkeypatch, tmp_path):
-    monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "no-context.json"))
-    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
-    with serving(server) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def pipeline_path(tmp_path_factory):
-    place = placement(image_cpu=f"example.com/cpu@{DIGEST}", image_gpu=f"example.com/gpu@{DIGEST}")
-    return compile_pipeline(tmp_path_factory.mktemp("compiled") / "pipeline.yaml", place).path
-
-
-@pytest.fixture
-def submission(pipeline_path):
-    return remote.prepare(pipeline_path, PARAMS)
+from .conftest import DIGEST, PARAMS
 
 
 def run_command(monkeypatch, *arguments: str) -> int:
@@ -52,9 +26,9 @@ def test_submit_uploads_the_version_once_and_creates_a_run_with_typed_parameters
     first = remote.submit(connect(host), submission)
     second = remote.submit(connect(host), submission)
     assert first != second
-    versions = [v for v in server.versions.values() if v["display_name"] == submission.version_name]
-    assert len(versions) == 1
-    assert server.contents[versions[0]["pipeline_version_id"]] == pipeline_path.read_bytes()
+    (version,) = server.versions.values()
+    assert version["display_name"] == submission.version_name
+    assert server.contents[version["pipeline_version_id"]] == pipeline_path.read_bytes()
     run = server.runs[first]
     assert run["runtime_config"]["parameters"] == {
         "data_uri": "gs://bucket/data",
@@ -63,7 +37,7 @@ def test_submit_uploads_the_version_once_and_creates_a_run_with_typed_parameters
         "allow_first": True,
     }
     assert run["service_account"] == "conversion-retrieval-pipeline"
-    assert run["pipeline_version_reference"]["pipeline_version_id"] == versions[0]["pipeline_version_id"]
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +66,48 @@ def test_a_named_run_is_made_once_however_often_it_is_submitted(server, host, su
     assert len(ids) == len(server.runs) == 1
 
 
-@pytest.mark.parametrize("path", ["pipelines/upload_version", "experiments", "runs"])
+def test_a_version_of_other_content_is_added_to_the_same_pipeline(server, host, submission, tmp_path):
+    place = placement(image_cpu=f"example.com/cpu@{DIGEST}", image_gpu=f"example.com/gpu@{DIGEST}", spot=True)
+    other = remote.prepare(compile_pipeline(tmp_path / "p.yaml", place).path, PARAMS)
+    for given in (submission, other, submission):
+        remote.submit(connect(host), given)
+    assert len(server.pipelines) == 1
+    assert {v["display_name"] for v in server.versions.values()} == {submission.version_name, other.version_name}
+    assert len(server.versions) == 2
+
+
+def test_racing_submitters_leave_one_pipeline_one_version_and_a_run_each(server, host, submission):
+    clients = [connect(host) for _ in range(8)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        runs = set(pool.map(lambda client: remote.submit(client, submission), clients))
+    assert set(server.runs) == runs
+    assert len(runs) == 8
+    assert (len(server.pipelines), len(server.versions), len(server.experiments)) == (1, 1, 1)
+
+
+def test_a_pipeline_that_another_made_between_look_and_creation_is_used(server, host, submission):
+    rival = {"name": submission.pipeline_name, "display_name": submission.pipeline_name}
+    server.before_create.append(lambda: server.create_pipeline(rival))
+    remote.submit(connect(host), submission)
+    assert ("POST", "/apis/v2beta1/pipelines") in server.requests
+    assert (len(server.pipelines), len(server.versions)) == (1, 1)
+
+
+def test_a_profile_gets_its_own_pipeline_and_experiment(server, host, submission):
+    remote.submit(connect(host, namespace="team-a"), submission)
+    (pipeline,), (experiment,) = server.pipelines.values(), server.experiments.values()
+    assert (pipeline["namespace"], experiment["namespace"]) == ("team-a", "team-a")
+
+
+def test_a_name_that_another_run_has_is_refused(server, host, pipeline_path, submission):
+    remote.submit(connect(host), submission, run_name="nightly")
+    other = remote.prepare(pipeline_path, (*PARAMS, "allow_first=true"))
+    with pytest.raises(UserError, match="choose another --run-name"):
+        remote.submit(connect(host), other, run_name="nightly")
+    assert len(server.runs) == 1
+
+
+@pytest.mark.parametrize("path", ["pipelines", "pipelines/upload_version", "experiments", "runs"])
 def test_a_submit_that_broke_off_is_completed_by_the_same_command(server, host, submission, path):
     server.fail_next.append(("POST", f"/apis/v2beta1/{path}", 503))
     with pytest.raises(UserError, match=r"503.*try again later"):
@@ -100,44 +115,7 @@ def test_a_submit_that_broke_off_is_completed_by_the_same_command(server, host, 
     assert not server.runs
     remote.submit(connect(host), submission)
     assert len(server.runs) == 1
-    assert [v["display_name"] for v in server.versions.values()].count(submission.version_name) == 1
-
-
-def test_schedule_leaves_one_enabled_recurring_run_without_catch_up(server, host, submission):
-    for _ in range(3):
-        remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
-    (schedule,) = server.recurring_runs.values()
-    assert schedule["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * *"}}
-    assert (schedule["status"], schedule["no_catchup"], schedule["max_concurrency"]) == ("ENABLED", True, 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "cron"), [({}, "0 30 4 * * *"), ({"parameters": {"data_uri": "gs://other/data"}}, "0 0 3 * * *")]
-)
-def test_a_changed_schedule_replaces_the_old_one(server, host, submission, change, cron):
-    old = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
-    changed = remote.Submission(**{**vars(submission), **change})
-    new = remote.schedule(connect(host), changed, cron=cron, name="nightly")
-    assert new != old
-    assert list(server.recurring_runs) == [new]
-    assert server.recurring_runs[new]["status"] == "ENABLED"
-
-
-def test_an_interrupted_replacement_never_leaves_two_enabled_and_is_completed(server, host, submission):
-    old = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
-    server.fail_next.append(("DELETE", f"/apis/v2beta1/recurringruns/{old}", 503))
-    with pytest.raises(UserError, match="503"):
-        remote.schedule(connect(host), submission, cron="0 30 4 * * *", name="nightly")
-    assert [run["status"] for run in server.recurring_runs.values()].count("ENABLED") == 1
-    new = remote.schedule(connect(host), submission, cron="0 30 4 * * *", name="nightly")
-    assert list(server.recurring_runs) == [new]
-
-
-def test_a_schedule_is_paused_and_resumed_by_flag(server, host, submission):
-    schedule_id = remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly", paused=True)
-    assert server.recurring_runs[schedule_id]["status"] == "DISABLED"
-    remote.schedule(connect(host), submission, cron="0 0 3 * * *", name="nightly")
-    assert server.recurring_runs[schedule_id]["status"] == "ENABLED"
+    assert [v["display_name"] for v in server.versions.values()] == [submission.version_name]
 
 
 def test_wait_ends_on_every_final_state_and_shows_each_change_once(server, host, submission, capsys):
@@ -147,18 +125,30 @@ def test_wait_ends_on_every_final_state_and_shows_each_change_once(server, host,
     assert capsys.readouterr().err.splitlines() == ["train: running", "train: canceling", "train: canceled"]
 
 
+def test_waiting_outlasts_a_restarting_server(server, host, submission):
+    run_id = remote.submit(connect(host), submission)
+    server.next_states[run_id] = ["RUNNING", "SUCCEEDED"]
+    server.fail_next += [("GET", f"/apis/v2beta1/runs/{run_id}", status) for status in (503, 502, 429)]
+    assert remote.wait(connect(host), run_id, poll_seconds=0.0) == "SUCCEEDED"
+
+
+def test_the_printed_address_is_the_runs_page(server, host, pipeline_path, monkeypatch, capsys):
+    options = [word for text in PARAMS for word in ("--param", text)]
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", host)
+    monkeypatch.setattr(sys, "argv", ["pipelines", "submit", "--pipeline", str(pipeline_path), *options])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    (run_id,) = server.runs
+    assert capsys.readouterr().out == f"run {run_id}: {host}/#/runs/details/{run_id}\n"
+
+
 def test_terminate_stops_a_running_run_and_leaves_a_finished_one(server, host, submission):
     run_id = remote.submit(connect(host), submission)
     assert remote.terminate(connect(host), run_id) == "CANCELING"
     server.runs[run_id]["state"] = "SUCCEEDED"
     assert remote.terminate(connect(host), run_id) == "SUCCEEDED"
     assert server.runs[run_id]["state"] == "SUCCEEDED"
-
-
-def test_the_token_of_the_file_is_sent(server, host, submission, tmp_path):
-    server.token = "right"
-    (tmp_path / "token").write_text("right\n")
-    assert remote.submit(connect(host, token_file=tmp_path / "token"), submission) in server.runs
 
 
 def test_an_expired_token_is_one_line_with_a_remedy_and_nothing_is_created(
@@ -183,11 +173,6 @@ def test_a_wrong_host_is_one_line(pipeline_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "could not reach" in line
     assert "--host" in line
-
-
-def test_an_address_without_the_api_is_one_line(host):
-    with pytest.raises(UserError, match="found no API there: check --host"):
-        connect(f"{host}/dashboard")
 
 
 def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):

@@ -1,0 +1,48 @@
+"""What a command line does with errors; oracle: the documented exit codes and one line on standard error."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from conversion_retrieval import command_line
+from conversion_retrieval.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def end_of(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(app, interrupted="nothing was left")
+    return int(exit_.value.code or 0)
+
+
+def test_what_a_user_can_fix_is_one_line_and_code_2(monkeypatch, capsys):
+    assert end_of(monkeypatch, UserError("expected a, found b")) == 2
+    assert capsys.readouterr() == ("", "error: expected a, found b\n")
+
+
+def test_ctrl_c_says_what_was_left_and_ends_as_shells_expect(monkeypatch, capsys):
+    assert end_of(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; nothing was left"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        end_of(monkeypatch, ZeroDivisionError())
+
+
+@pytest.mark.parametrize("path", ["src/conversion_retrieval/cli.py", "pipelines/cli.py"])
+def test_both_programs_end_the_same_way(path):
+    tree = ast.parse((ROOT / path).read_text())
+    (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert "command_line.run(app" in ast.unparse(main)
