@@ -33,6 +33,7 @@ class Service:
     port: int
     registry: Registry
     process: subprocess.Popen
+    log_path: Path
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -72,7 +73,7 @@ def service(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     script = f"from conversion_retrieval.serving.server import serve; {call}"
     with (root / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log)
-    started = Service(port=port, registry=registry, process=process)
+    started = Service(port=port, registry=registry, process=process, log_path=root / "log")
     try:
         wait_until(lambda: started.get("/v2/health/ready")[0] == 200)
         yield started
@@ -121,6 +122,33 @@ def test_good_request_is_answered_whatever_its_content_type(
     headers = {"Content-Type": content_type} if content_type else {}
     connection.request("POST", INFER, body(json.dumps(history_document(retriever))).encode(), headers)
     assert connection.getresponse().status == 200
+
+
+def test_answers_are_whole_json_bodies_with_type_and_length(service: Service, retriever: Retriever) -> None:
+    connection = service.connect()
+    for text, status in ((json.dumps(history_document(retriever)), 200), ("{", 400)):
+        connection.request("POST", INFER, body(text))
+        response = connection.getresponse()
+        content = response.read()
+        assert response.status == status
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["content-length"] == str(len(content))
+        assert json.loads(content)
+
+
+def test_the_id_of_a_call_comes_back_with_its_answer(service: Service, retriever: Retriever) -> None:
+    connection = service.connect()
+    document = {**json.loads(body(json.dumps(history_document(retriever)))), "id": "call 7"}
+    connection.request("POST", INFER, json.dumps(document))
+    answer = json.loads(connection.getresponse().read())
+    assert (answer["id"], answer["model_name"]) == ("call 7", NAME)
+
+
+def test_requests_leave_no_line_in_the_log(service: Service, retriever: Retriever) -> None:
+    before = service.log_path.stat().st_size
+    for _ in range(20):
+        service.infer(history_document(retriever))
+    assert service.log_path.stat().st_size == before
 
 
 def test_user_known_from_the_data_needs_no_history(service: Service, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.index.flat import Search, search_of
 
 INDEX_FILE: Final = "index.faiss"
 ITEM_IDS_FILE: Final = "item_ids.parquet"
@@ -53,9 +55,13 @@ class ItemIndex:
         """
         vectors = self._checked(vectors, k)
         finite = np.isfinite(vectors).all(axis=1, keepdims=True)
-        scores, rows = self.index.search(np.where(finite, vectors, 0), min(k, len(self)))
+        scores, rows = self._search(np.where(finite, vectors, 0), min(k, len(self)))
         missing = (rows < 0) | ~finite
         return np.where(missing, -np.inf, scores).astype(np.float32), np.where(missing, NOT_FOUND, rows)
+
+    @cached_property
+    def _search(self) -> Search:
+        return search_of(self.index)
 
     def _checked(self, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
         if k < 1:

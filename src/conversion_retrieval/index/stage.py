@@ -21,6 +21,7 @@ from conversion_retrieval.evaluation.window import EvaluationWindow
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.index.config import IndexConfig
+from conversion_retrieval.index.flat import search_of
 from conversion_retrieval.index.parity import GOLDEN_QUERIES, check_index, check_vectors
 from conversion_retrieval.index.search import (
     FACTS_FILE,
@@ -138,7 +139,7 @@ def _test_recall(index: Any, test: EvaluationWindow, vectors: ModelVectors, conf
     queries = vectors.queries[rows] if count else _probe(vectors)[: config.tuning_queries]
     users = test.users[rows] if count else np.arange(len(queries))
     _, truth = top_k(queries, vectors.items, config.recall_k)
-    _, found = index.search(queries, truth.shape[1])
+    _, found = search_of(index)(queries, truth.shape[1])
     recalls = search_recall(found, truth)[:, None]
     num_users = int(users.max()) + 1
     sums, counts = (sum_by_user(values, users, num_users) for values in (recalls, np.ones_like(recalls)))

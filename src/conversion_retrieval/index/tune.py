@@ -11,11 +11,13 @@ from typing import Any, Final
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from conversion_retrieval.evaluation.ranking import top_k
 from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build, recipe
 from conversion_retrieval.index.config import IndexConfig
+from conversion_retrieval.index.flat import Search, search_of
 from conversion_retrieval.progress import say
 
 # Exact search first: the one that reaches any target, by which the others are judged.
@@ -102,27 +104,30 @@ def search_recall(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDA
 
 def latency_ms(index: Any, queries: NDArray[np.float32], k: int) -> tuple[float, float]:
     """Median and 99th percentile of searching one query at a time, in milliseconds of processor time on one thread."""
+    search = search_of(index)
     with one_thread():
-        seconds = [_processor_seconds(index, query[None], k)[0] for query in queries[:LATENCY_QUERIES]]
+        seconds = [_processor_seconds(search, query[None], k)[0] for query in queries[:LATENCY_QUERIES]]
     p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
     return float(p50), float(p99)
 
 
-def _processor_seconds(index: Any, queries: NDArray[np.float32], k: int) -> tuple[float, NDArray[np.int64]]:
+def _processor_seconds(search: Search, queries: NDArray[np.float32], k: int) -> tuple[float, NDArray[np.int64]]:
     start = time.thread_time()
-    _, found = index.search(queries, k)
+    _, found = search(queries, k)
     return time.thread_time() - start, found
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """FAISS on one thread for a while."""
-    threads = faiss.omp_get_max_threads()
+    """FAISS and torch on one thread for a while."""
+    threads = faiss.omp_get_max_threads(), torch.get_num_threads()
     faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(threads)
+        faiss.omp_set_num_threads(threads[0])
+        torch.set_num_threads(threads[1])
 
 
 def _candidates(num_items: int, dim: int, config: IndexConfig) -> list[Recipe]:
@@ -143,7 +148,7 @@ def _measure_settings(
     for setting in candidate.settings:
         apply_setting(index, setting)
         with one_thread():
-            seconds, found = _processor_seconds(index, queries, truth.shape[1])
+            seconds, found = _processor_seconds(search_of(index), queries, truth.shape[1])
         p50, p99 = latency_ms(index, queries, truth.shape[1])
         point = Point(
             kind=candidate.kind,

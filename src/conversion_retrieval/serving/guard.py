@@ -5,11 +5,13 @@ repository endpoints would let anyone unload the model.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Final
+
+import orjson
+from starlette.datastructures import MutableHeaders
 
 from conversion_retrieval.serving.protocol import INPUT, MAX_BATCH
 
@@ -54,7 +56,7 @@ class RequestGuard:
         if body is None:
             await self._app(scope, receive, send)
         else:
-            await self._app(_as_json(scope), _replay(body, receive), send)
+            await self._app(_as_json(scope), _replay(body, receive), _with_length(send))
 
 
 async def _checked_body(scope: Scope, receive: Receive) -> bytes | None:
@@ -110,8 +112,8 @@ def check_inference(body: bytes) -> None:
     """Refuse a body that is not an inference request with one BYTES tensor ``requests`` [B] of texts."""
     _check_nesting(body)
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
         raise _bad("a JSON body", "something else") from None
     if not isinstance(document, dict) or not set(document) <= {"id", "parameters", "inputs", "outputs"}:
         raise _bad("an object with inputs", "other keys or no object")
@@ -171,8 +173,28 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
+def _with_length(send: Send) -> Send:
+    """Encoded answers come from the model server without type and length: HTTP would have to send them in chunks."""
+    held: list[Message] = []
+
+    async def complete(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            held.append(message)
+            return
+        if held:
+            start = held.pop()
+            headers = MutableHeaders(raw=[*start["headers"]])
+            headers.setdefault("content-type", "application/json")
+            if not message.get("more_body", False):
+                headers.setdefault("content-length", str(len(message.get("body", b""))))
+            await send({**start, "headers": headers.raw})
+        await send(message)
+
+    return complete
+
+
 async def _answer(send: Send, refused: Refused) -> None:
-    content = json.dumps({"error": refused.reason}).encode()
+    content = orjson.dumps({"error": refused.reason})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if refused.status != HTTPStatus.BAD_REQUEST:
         # A body may be left unread: the connection cannot be used again.

@@ -5,13 +5,13 @@ answer: ``item_ids``, ``advertiser_ids``, ``reasons`` (BYTES; a JSON list of ite
 ``num_candidates``, INT64 [B]: places beyond it are padding.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
@@ -159,7 +159,7 @@ def output_tensors(answers: Sequence[Candidates]) -> list[tuple[str, str, list[i
     """(name, datatype, shape, flat data) of each output tensor."""
     width = max(len(answer.item_ids) for answer in answers)
     shape = [len(answers), width]
-    reasons = [[json.dumps(reason) for reason in answer.reasons] for answer in answers]
+    reasons = [[orjson.dumps(reason).decode() for reason in answer.reasons] for answer in answers]
     return [
         ("item_ids", "BYTES", shape, _padded([answer.item_ids for answer in answers], width, "")),
         ("scores", "FP32", shape, _padded([answer.scores for answer in answers], width, 0.0)),

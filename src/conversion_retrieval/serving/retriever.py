@@ -185,7 +185,7 @@ class Retriever:
             return ((),) * len(rows)
         # The candidate's own length is the same for all of its reasons.
         similarity = self.item_vectors[rows] @ _unit(self.item_vectors[self.index_rows[history]]).T
-        closest = np.argsort(-similarity, axis=1, kind="stable")[:, :MAX_REASONS]
+        closest = _largest(similarity, MAX_REASONS)
         return tuple(map(tuple, self.item_names[history][closest].tolist()))
 
 
@@ -193,6 +193,15 @@ def _wanted(request: Request, num_seen: int, num_items: int) -> int:
     """How many to search for: as many as asked, or whole blocks that leave room for what is left out."""
     room = request.k + num_seen
     return max(1, min(room if room == request.k else -(-room // SEARCH_STEP) * SEARCH_STEP, num_items))
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Columns of the ``count`` largest values of each row, largest first; of equal ones the first. Overwrites."""
+    rows, columns = np.arange(len(values)), []
+    for _ in range(min(count, values.shape[1])):
+        columns.append(values.argmax(axis=1))
+        values[rows, columns[-1]] = -np.inf
+    return np.stack(columns, axis=1)
 
 
 def _occurrence(values: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -5,12 +5,15 @@ assignment, and requests that began with the old one finish with it.
 """
 
 import asyncio
+import logging
 import sys
-import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+import faiss
+import orjson
 import torch
+import uvloop
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
@@ -44,6 +47,25 @@ OUTPUT_TYPES: Final = [
     {"name": "reasons", "datatype": "BYTES", "shape": [-1, -1]},
     {"name": "num_candidates", "datatype": "INT64", "shape": [-1]},
 ]
+
+
+class JsonResponse(InferResponse):  # type: ignore[misc] # kserve ships no types
+    """An answer that is encoded once: kserve's own way to JSON goes through NumPy arrays, pydantic and plain Python."""
+
+    def __init__(self, request_id: str | None, answered: Answered) -> None:
+        outputs = [
+            InferOutput(name, shape, kind, data) for name, kind, shape, data in output_tensors(answered.candidates)
+        ]
+        super().__init__(request_id, MODEL_NAME, outputs, parameters={"version": answered.version})
+
+    def to_rest(self) -> tuple[bytes, None]:
+        """The JSON of the Open Inference Protocol."""
+        outputs = [
+            {"name": output.name, "shape": output.shape, "datatype": output.datatype, "data": output.data}
+            for output in self.outputs
+        ]
+        document = {"model_name": self.model_name, "outputs": outputs, "parameters": self.parameters}
+        return orjson.dumps(document | ({"id": self.id} if self.id else {})), None
 
 
 class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
@@ -82,10 +104,7 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
                 raise InvalidInput(str(error)) from None
             except Overloaded as error:
                 raise ServerNotReady(str(error)) from None
-        tensors = output_tensors(answered.candidates)
-        outputs = [InferOutput(name, shape, datatype, data) for name, datatype, shape, data in tensors]
-        parameters = {"version": answered.version}
-        return InferResponse(payload.id or uuid.uuid4().hex, MODEL_NAME, outputs, parameters=parameters)
+        return JsonResponse(payload.id, answered)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Metadata of the input tensor."""
@@ -108,9 +127,15 @@ class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
         super().__init__(http_port=port, enable_grpc=False, enable_latency_logging=False, access_log_format=None)
         self._model, self._loader, self._host, self._poll_seconds = model, loader, host, poll_seconds
 
+    def setup_event_loop(self) -> None:
+        """Run on uvloop; kserve's own setting is of a loop that it then replaces."""
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
     async def _serve(self) -> None:
-        config = self._rest_server.config
-        config.host, config.access_log = self._host, False
+        self._rest_server.config.host = self._host
+        logging.getLogger("uvicorn.access").handlers.clear()  # no line for every request
+        # Its one middleware writes two lines to the log for every request; what they say is in the metrics.
+        self._rest_server._add_middlewares = lambda app: None  # noqa: ARG005 - kserve passes it
         polling = asyncio.create_task(self._follow())
         try:
             await super()._serve()
@@ -157,6 +182,7 @@ def serve(
     if not poll_seconds > 0:
         raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
     torch.set_num_threads(1)  # the other cores are for the HTTP side
+    faiss.omp_set_num_threads(1)
     loader = ChampionLoader(Registry.open(registry_uri))
     retriever = loader.load()
     known = read_user_events(read_tables(data_uri)) if data_uri else None
