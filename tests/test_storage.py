@@ -102,6 +102,31 @@ class TestContract:
         assert store.list("versions/1") == ["versions/1/a", "versions/1/b/c"]
         assert store.list("nothing") == []
 
+    def test_objects_are_described_with_the_generation_of_their_bytes(self, store: ObjectStore) -> None:
+        generations = {key: store.write(key, b"x" * size) for key, size in (("data/a", 3), ("data/b/c", 0))}
+        store.write("data2/a", b"")
+        found = [(info.key, info.size, info.generation) for info in store.describe("data")]
+        assert found == [("data/a", 3, generations["data/a"]), ("data/b/c", 0, generations["data/b/c"])]
+
+    def test_range_has_its_bytes_until_the_object_is_replaced(self, store: ObjectStore, tmp_path: Path) -> None:
+        store.write("data/a", bytes(range(100)))
+        (info,) = store.describe("data")
+        assert store.read_range(info, 0, 100) == bytes(range(100))
+        assert store.read_range(info, 10, 13) == b"\x0a\x0b\x0c"
+        store.download_files([info], tmp_path / "down")
+        assert files_below(tmp_path / "down") == {"data/a": bytes(range(100))}
+        store.write("data/a", bytes(100))
+        for use in (lambda: store.read_range(info, 10, 13), lambda: store.download_files([info], tmp_path / "again")):
+            with pytest.raises(PreconditionFailedError, match=f"expected generation {info.generation} of data/a"):
+                use()
+
+    def test_range_of_a_deleted_object_is_no_longer_there(self, store: ObjectStore) -> None:
+        store.write("data/a", b"0123")
+        (info,) = store.describe("data")
+        store.delete_prefix("data")
+        with pytest.raises(PreconditionFailedError, match="written meanwhile"):
+            store.read_range(info, 0, 4)
+
     def test_directory_comes_back_byte_for_byte(self, store: ObjectStore, tmp_path: Path) -> None:
         files = {f"part-{n}/data.bin": os.urandom(1000 + n) for n in range(20)} | {"manifest.json": b"{}", "empty": b""}
         store.upload_directory(make_files(tmp_path / "up", files), "versions/1")

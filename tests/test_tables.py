@@ -5,13 +5,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.errors import TableError
 from conversion_retrieval.schema import EVENTS, TIMESTAMP
 from conversion_retrieval.storage import open_store
-from conversion_retrieval.tables import TableError, read_tables
+from conversion_retrieval.tables import read_tables
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -90,15 +92,20 @@ def test_bucket_gives_the_same_rows_as_its_directory(tmp_path: Path, gcs_bucket:
         read_tables(f"{gcs_bucket}/team/nothing")
 
 
-def test_only_the_tables_of_a_bucket_are_copied_and_the_copy_goes_with_them(tmp_path: Path, gcs_bucket: str) -> None:
+def test_nothing_but_csv_is_copied_from_a_bucket_and_the_copy_goes_with_its_table(
+    tmp_path: Path, gcs_bucket: str
+) -> None:
     store = open_store(f"{gcs_bucket}/team")
     store.upload_directory(write(tmp_path / "data"), "data")
-    store.write("data/models/weights.bin", b"much")
+    store.write("data/users.csv", b"user_id\nu\n")
+    store.write("data/models/weights.csv", b"much")
     store.write("data/events_old.parquet", b"more")
     (tmp_path / "copy").mkdir()
     tables = read_tables(f"{gcs_bucket}/team/data", download_dir=tmp_path / "copy")
     copied = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
-    assert sorted(path.name for path in copied) == ["items.parquet", "part-0.parquet"]
+    assert [path.name for path in copied] == ["users.csv"]
+    assert tables.users is not None
+    assert tables.users.read().to_pydict() == {"user_id": ["u"]}
     del tables
     assert list((tmp_path / "copy").iterdir()) == []
 
@@ -159,6 +166,22 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(TableError, match=re.escape(str(path))):
             read_tables(tmp_path)
+
+
+def test_reading_a_large_file_holds_a_few_batches_and_not_the_file(tmp_path: Path) -> None:
+    rows = 2_000_000
+    keys = pa.array([f"{n}" for n in range(1000)]).take(pa.array(np.arange(rows) % 1000))
+    numbers = {f"f{n}": np.random.default_rng(n).random(rows) for n in range(4)}
+    table = pa.table({"item_id": keys, "advertiser_id": keys, **numbers})
+    write(tmp_path)
+    pq.write_table(table, tmp_path / "items.parquet", row_group_size=rows // 4, use_dictionary=False)
+    del table, numbers, keys
+    reader = read_tables(tmp_path).items
+    before = most = pa.total_allocated_bytes()
+    for _ in reader.batches():
+        most = max(most, pa.total_allocated_bytes())
+    assert (tmp_path / "items.parquet").stat().st_size > 60e6
+    assert most - before < 30e6
 
 
 def test_missing_directory_and_table_are_named(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from google.auth import exceptions as auth_exceptions
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
+from urllib3.exceptions import HTTPError
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.storage import (
     NotFoundError,
+    ObjectInfo,
     StorageUnavailableError,
     Stored,
     generation_mismatch,
@@ -34,6 +36,7 @@ FAILURES: Final = (
     DataCorruption,
     InvalidResponse,
     OSError,  # what the HTTP client raises, too
+    HTTPError,  # a body that breaks off, where it is read without requests' help
 )
 
 
@@ -97,11 +100,34 @@ class CloudStore:
 
     def list(self, prefix: str = "") -> list[str]:
         """See ``ObjectStore``. Zero-byte ``dir/`` place-holders, which consoles create, are left out."""
+        return [info.key for info in self.describe(prefix)]
+
+    def describe(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """See ``ObjectStore``."""
         start = self._prefix + (f"{safe_key(prefix, uri=self.uri)}/" if prefix else "")
         with self._translated(prefix):
-            names = [blob.name for blob in self._bucket().list_blobs(prefix=start, **self._options)]
-        keys = (name.removeprefix(self._prefix) for name in names if not name.endswith("/"))
-        return sorted(safe_key(key, uri=self.uri) for key in keys)
+            found = tuple(self._bucket().list_blobs(prefix=start, **self._options))
+        infos = (
+            ObjectInfo(
+                key=safe_key(blob.name.removeprefix(self._prefix), uri=self.uri),
+                size=int(blob.size),
+                generation=int(blob.generation),
+            )
+            for blob in found
+            if not blob.name.endswith("/")
+        )
+        return sorted(infos, key=lambda info: info.key)
+
+    def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
+        """See ``ObjectStore``. A bucket that keeps versions still has the generation when it has been replaced."""
+        blob = self._blob(info.key, info.generation)
+        with self._pinned(info):
+            content: bytes = blob.download_as_bytes(start=start, end=end - 1, raw_download=True, **self._options)
+        if len(content) != end - start:
+            raise StorageUnavailableError(
+                f"expected {end - start} bytes from {start} of {info.key} in {self.uri}, found {len(content)}"
+            )
+        return content
 
     def newest_write(self, prefix: str) -> float:
         """See ``ObjectStore``."""
@@ -134,14 +160,19 @@ class CloudStore:
             lambda key: self._download(key, local_dir / (key.removeprefix(f"{prefix}/") if prefix else key)), keys
         )
 
-    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
+    def download_files(self, infos: Sequence[ObjectInfo], local_dir: Path) -> None:
         """See ``ObjectStore``. In parallel and checked, as ``download_directory``."""
-        _in_parallel(lambda key: self._download(key, local_dir / safe_key(key, uri=self.uri)), keys)
 
-    def _download(self, key: str, target: Path) -> None:
+        def download(info: ObjectInfo) -> None:
+            with self._pinned(info):
+                self._download(info.key, local_dir / info.key, info.generation)
+
+        _in_parallel(download, infos)
+
+    def _download(self, key: str, target: Path, generation: int | None = None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._translated(key):
-            self._blob(key).download_to_filename(str(target), checksum="crc32c", **self._options)
+            self._blob(key, generation).download_to_filename(str(target), checksum="crc32c", **self._options)
 
     def delete_prefix(self, prefix: str) -> None:
         """See ``ObjectStore``."""
@@ -170,8 +201,16 @@ class CloudStore:
                 self._local.bucket = storage.Client().bucket(self._bucket_name)
         return self._local.bucket
 
-    def _blob(self, key: str) -> Any:
-        return self._bucket().blob(self._prefix + safe_key(key, uri=self.uri))
+    def _blob(self, key: str, generation: int | None = None) -> Any:
+        return self._bucket().blob(self._prefix + safe_key(key, uri=self.uri), generation=generation)
+
+    @contextmanager
+    def _pinned(self, info: ObjectInfo) -> Iterator[None]:
+        try:
+            with self._translated(info.key):
+                yield
+        except NotFoundError:
+            raise generation_mismatch(info.key, self.uri, info.generation, "another or none") from None
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

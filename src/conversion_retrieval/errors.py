@@ -11,3 +11,12 @@ class UserError(ValueError):
 
 class CorruptArtifactError(UserError):
     """A file of an artifact is missing, truncated, altered, or of a version this release cannot read."""
+
+
+class TableError(UserError):
+    """The tables cannot be read as what they should be: a file, column or row is missing, broken or of another type."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without its line breaks."""
+    return " ".join(str(error).split())

@@ -45,6 +45,15 @@ class Stored:
     generation: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object's key, and the generation that has ``size`` bytes."""
+
+    key: str
+    size: int
+    generation: int
+
+
 class ObjectStore(Protocol):
     """What both kinds of store can do. All raise ``StorageUnavailableError`` when the store does not answer."""
 
@@ -66,6 +75,17 @@ class ObjectStore(Protocol):
         """All keys below the directory ``prefix`` (all keys if empty), sorted; empty if there is no such directory."""
         ...
 
+    def describe(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """As ``list``, with size and generation."""
+        ...
+
+    def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the generation in ``info``, all within its size.
+
+        ``PreconditionFailedError`` if the object was replaced or deleted since.
+        """
+        ...
+
     def newest_write(self, prefix: str) -> float:
         """When something below the directory ``prefix`` was last written, seconds since the epoch by the store's
         clock; ``NotFoundError`` if there is nothing.
@@ -80,8 +100,8 @@ class ObjectStore(Protocol):
         """Copy all objects below ``prefix`` into ``local_dir``; ``NotFoundError`` if there are none."""
         ...
 
-    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
-        """Copy these objects into ``local_dir`` under their keys; ``NotFoundError`` if one is missing."""
+    def download_files(self, infos: Sequence[ObjectInfo], local_dir: Path) -> None:
+        """Copy these generations of objects into ``local_dir`` under their keys; errors as ``read_range``."""
         ...
 
     def delete_prefix(self, prefix: str) -> None:
@@ -169,6 +189,19 @@ class LocalStore:
             paths = (path.relative_to(self._root) for path in start.rglob("*") if path.is_file())
             return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
+    def describe(self, prefix: str = "") -> Sequence[ObjectInfo]:
+        """See ``ObjectStore``."""
+        with self._translated(prefix):
+            stats = [(key, self._path(key).stat()) for key in self.list(prefix)]
+        return [ObjectInfo(key=key, size=stat.st_size, generation=stat.st_mtime_ns) for key, stat in stats]
+
+    def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
+        """See ``ObjectStore``."""
+        with self._pinned(info), self._path(info.key).open("rb") as file:
+            _check_generation(info, os.fstat(file.fileno()).st_mtime_ns, self.uri)
+            file.seek(start)
+            return file.read(end - start)
+
     def newest_write(self, prefix: str) -> float:
         """See ``ObjectStore``."""
         with self._translated(prefix):
@@ -193,10 +226,12 @@ class LocalStore:
         for key in keys:
             self._download(key, local_dir / key.removeprefix(f"{prefix}/"))
 
-    def download_files(self, keys: Sequence[str], local_dir: Path) -> None:
+    def download_files(self, infos: Sequence[ObjectInfo], local_dir: Path) -> None:
         """See ``ObjectStore``."""
-        for key in keys:
-            self._download(key, local_dir / key)
+        for info in infos:
+            with self._pinned(info):
+                self._download(info.key, local_dir / info.key)
+                _check_generation(info, self._path(info.key).stat().st_mtime_ns, self.uri)
 
     def _download(self, key: str, target: Path) -> None:
         with self._translated(key):
@@ -252,6 +287,14 @@ class LocalStore:
             lock.release()
 
     @contextmanager
+    def _pinned(self, info: ObjectInfo) -> Iterator[None]:
+        try:
+            with self._translated(info.key):
+                yield
+        except NotFoundError:
+            raise generation_mismatch(info.key, self.uri, info.generation, "none") from None
+
+    @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -259,6 +302,11 @@ class LocalStore:
             raise NotFoundError(f"expected an object {key} in {self.uri}, found none") from None
         except OSError as error:
             raise StorageUnavailableError(f"expected to reach {key or 'files'} in {self.uri}, found: {error}") from None
+
+
+def _check_generation(info: ObjectInfo, found: int, uri: str) -> None:
+    if found != info.generation:
+        raise generation_mismatch(info.key, uri, info.generation, found)
 
 
 def _stamp(path: Path, *, later_than: int) -> int:

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.cloud_storage import CloudStore
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import open_artifact, read_manifest
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.build import build_features
 from conversion_retrieval.features.config import SplitConfig
 from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.storage import PreconditionFailedError, open_store
 from tests.registry.artifacts import make_bundle
 
 TOLERANT = ("validation.max_invalid_rate=1", "validation.max_duplicate_rate=1", "validation.max_orphan_rate=1")
@@ -56,6 +58,34 @@ def test_shuffled_rows_and_other_part_files_change_no_byte(world: Any, validate:
     world.parts, world.directory = 5, tmp_path / "shuffled"
     second = validate(world.write(), *TOLERANT, name="second")
     assert first.snapshot_bytes == second.snapshot_bytes
+
+
+def test_bucket_gives_the_same_snapshot_as_its_directory_without_a_copy(
+    world: Any, validate: Callable, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = validate(world.write(), name="local")
+    open_store(gcs_bucket).upload_directory(world.directory, "data")
+    monkeypatch.setattr(CloudStore, "download_files", None)  # what is called fails
+    remote = validate(f"{gcs_bucket}/data", name="remote")
+    assert remote.verdict == "valid", remote.report["reason"]
+    assert remote.snapshot_bytes == local.snapshot_bytes
+
+
+def test_table_that_is_replaced_while_it_is_read_ends_the_run_and_not_as_invalid_data(
+    world: Any, validate: Callable, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.parts, store, genuine = 1, open_store(gcs_bucket), CloudStore.read_range
+    store.upload_directory(world.write(), "data")
+
+    def read_range(self: CloudStore, info: Any, start: int, end: int) -> bytes:
+        if start == 4:  # the first column chunk of a table: footers have been read
+            store.write(f"data/{info.key}", genuine(self, info, 0, info.size))
+        return genuine(self, info, start, end)
+
+    monkeypatch.setattr(CloudStore, "read_range", read_range)
+    with pytest.raises(PreconditionFailedError, match=r"items\.parquet .* written meanwhile") as caught:
+        validate(f"{gcs_bucket}/data")
+    assert "\n" not in str(caught.value)
 
 
 def test_part_size_changes_files_but_no_row(world: Any, validate: Callable) -> None:

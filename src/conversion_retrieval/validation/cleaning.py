@@ -19,7 +19,7 @@ import pyarrow as pa
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
-from conversion_retrieval.tables import TableError, TableReader, Tables
+from conversion_retrieval.tables import TableReader, Tables
 
 EVENT_COLUMNS: Final = tuple(column.name for column in EVENTS.columns)
 REQUIRED: Final = tuple(column.name for column in EVENTS.columns if column.required)
@@ -175,7 +175,7 @@ def _mark_duplicates(database: duckdb.DuckDBPyConnection) -> None:
 @contextmanager
 def _incoming(database: duckdb.DuckDBPyConnection, reader: TableReader) -> Iterator[None]:
     """The rows of a table as ``incoming``, readable once; a file that breaks on the way raises its own error."""
-    failures: list[TableError] = []
+    failures: list[UserError] = []
     database.register(
         "incoming", pa.RecordBatchReader.from_batches(_located_schema(reader), _located(reader, failures))
     )
@@ -193,7 +193,7 @@ def _located_schema(reader: TableReader) -> pa.Schema:
     return reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
 
 
-def _located(reader: TableReader, failures: list[TableError]) -> Iterator[pa.RecordBatch]:
+def _located(reader: TableReader, failures: list[UserError]) -> Iterator[pa.RecordBatch]:
     """All rows with the number of their file and their row in it, read as they are asked for."""
     schema = _located_schema(reader)
     numbers = {file: number for number, file in enumerate(reader.files)}
@@ -205,7 +205,7 @@ def _located(reader: TableReader, failures: list[TableError]) -> Iterator[pa.Rec
                 row = pa.array(np.arange(part.first_row, part.first_row + size))
                 yield pa.RecordBatch.from_arrays([*part.batch.columns, file, row], schema=schema)
                 progress.advance(size)
-    except TableError as error:
+    except UserError as error:  # a table's or the storage's
         failures.append(error)
         raise
 

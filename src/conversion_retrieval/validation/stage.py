@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import new_artifact, write_bytes, write_json
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import TableError, UserError
 from conversion_retrieval.progress import say
 from conversion_retrieval.storage import NotFoundError, StorageUnavailableError, open_store
-from conversion_retrieval.tables import TableError, read_tables
+from conversion_retrieval.tables import read_tables
 from conversion_retrieval.validation import checks, page, profile, suites
 from conversion_retrieval.validation.cleaning import Cleaned, clean, open_database
 from conversion_retrieval.validation.config import ValidationConfig

@@ -1,0 +1,53 @@
+"""CSV files as canonical tables: types from the schema, errors with file, column and row."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from conversion_retrieval.errors import TableError, one_line
+from conversion_retrieval.schema import Table, is_embedding
+
+
+def csv_schema(file: Path, table: Table) -> pa.Schema:
+    """Names of the header and types: the canonical ones, else those that the first block's values suggest."""
+    try:
+        return _open_csv(file, table).schema
+    except pa.ArrowException as error:
+        raise _csv_error(error, file) from None
+
+
+def _open_csv(file: Path, table: Table) -> pa_csv.CSVStreamingReader:
+    kinds = {column.name: column.kind for column in table.columns if not is_embedding(column.kind)}
+    options = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    return pa_csv.open_csv(file, convert_options=options)
+
+
+def csv_batches(file: Path, table: Table) -> Iterator[pa.RecordBatch]:
+    """All rows with all columns; ``TableError`` names the file, and the column and row where Arrow tells."""
+    try:
+        yield from _open_csv(file, table)
+    except pa.ArrowException as error:
+        raise _csv_error(error, file) from None
+
+
+def _csv_error(error: Exception, file: Path) -> TableError:
+    message = one_line(error)
+    if match := re.search(r"In CSV column #(\d+): .*invalid value '(.*)'|In CSV column #(\d+): .*in '(.*)'", message):
+        number, value = int(match[1] or match[3]), match[2] or match[4]
+        return TableError(f"expected readable values in {file}, found in {_csv_place(file, number, value)}: {message}")
+    return TableError(f"expected complete CSV lines in {file}, found: {message}")
+
+
+def _csv_place(file: Path, column: int, value: str) -> str:
+    """Name and row of the first such value: Arrow's conversion errors carry no row."""
+    with file.open(newline="") as lines:
+        rows = csv.reader(lines)
+        name = next(rows)[column]
+        row = next(
+            (number for number, row in enumerate(rows, start=2) if len(row) > column and row[column] == value), 0
+        )
+    return f"column {name}, row {row}"
