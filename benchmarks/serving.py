@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +167,7 @@ def measure_load(
     load = (
         wrk_load(root, port, events, clients, seconds)
         if shutil.which("wrk")
-        else python_load(port, events, clients, seconds)
+        else python_load(root, port, events, clients, seconds)
     )
     busy = sum(server.cpu_times()[:2]) - before
     print(
@@ -205,33 +204,16 @@ def wrk_load(root: Path, port: int, events: UserEvents, clients: int, seconds: f
     return result
 
 
-def python_load(port: int, events: UserEvents, clients: int, seconds: float) -> dict[str, float]:
-    """The same from threads of this process, where wrk is not installed."""
-    latencies: list[float] = []
-    failures: list[int] = []
-    end = time.perf_counter() + seconds
-
-    def client(seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        while (start := time.perf_counter()) < end:
-            text = json.dumps({"user_id": events.user_ids[int(rng.integers(len(events.user_ids)))], "k": 100})
-            tensor = {"name": "requests", "datatype": "BYTES", "shape": [1], "data": [text]}
-            connection.request("POST", INFER, json.dumps({"inputs": [tensor]}))
-            response = connection.getresponse()
-            response.read()
-            latencies.append(time.perf_counter() - start)
-            if response.status != 200:
-                failures.append(response.status)
-
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    p50, p99 = np.quantile(np.array(latencies) * 1000, [0.5, 0.99])
-    counts = {"requests": len(latencies), "seconds": seconds, "failed": len(failures)}
-    return {**counts, "p50_ms": float(p50), "p99_ms": float(p99)}
+def python_load(root: Path, port: int, events: UserEvents, clients: int, seconds: float) -> dict[str, float]:
+    """The same from ``benchmarks.http_load`` in a process of its own, where wrk is not installed."""
+    texts = (json.dumps({"user_id": user_id, "k": 100}) for user_id in events.user_ids)
+    tensors = ({"name": "requests", "datatype": "BYTES", "shape": [1], "data": [text]} for text in texts)
+    (root / "bodies").write_text("\n".join(json.dumps({"inputs": [tensor]}) for tensor in tensors))
+    command = [sys.executable, "-m", "benchmarks.http_load", f"--port={port}", f"--clients={clients}"]
+    command += [f"--seconds={seconds}", "--bodies", str(root / "bodies")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 if __name__ == "__main__":

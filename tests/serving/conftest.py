@@ -1,5 +1,6 @@
 """One small trained bundle, made by the real stages from the synthetic world."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conversion_retrieval.contracts import new_artifact, read_manifest
 from conversion_retrieval.registry.bundle import assemble_bundle
 from conversion_retrieval.registry.decision import ChampionState, Decision, read_decision, write_decision
 from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving.bundle_cache import CACHE_VARIABLE
 from conversion_retrieval.serving.retriever import Retriever
 from tests.worlds import tiny_world
 
@@ -45,6 +47,15 @@ class Run:
         directories = {f"{kind}_dir": self.directory(kind) for kind in KINDS}
         assemble_bundle(path / "bundle", decision_dir=path / "decision", **directories)
         return path / "bundle", read_decision(path / "decision")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundle_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Copies of bundles go into a directory of the tests, those of processes that they start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache")
+        patch.setenv(CACHE_VARIABLE, str(path))
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ INFER = f"/v2/models/{NAME}/infer"
 SWAPS = 20
 CLIENTS = 4
 HOSTILE_REQUESTS = 5_000
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,38 +183,55 @@ def test_metrics_count_answers_and_name_the_served_version(service: Service, ret
     assert missing % (column, "serving", "0.0\n") not in content
 
 
-def test_no_request_fails_across_twenty_champion_swaps(service: Service, retriever: Retriever) -> None:
+def answered(service: Service) -> float:
+    """How many requests the service has answered, by its own count."""
+    return metric(service, 'conversion_retrieval_requests_total{outcome="answered"}')
+
+
+def metric(service: Service, name: str) -> float:
+    return next(float(line.rpartition(" ")[2]) for line in metrics(service).splitlines() if line.startswith(name))
+
+
+def metrics(service: Service) -> str:
+    return service.get("/metrics")[1]
+
+
+@pytest.fixture
+def load(service: Service, retriever: Retriever, tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Clients in another process, which ask until its standard input ends and then print what they got."""
+    bodies = [body(json.dumps(history_document(retriever, count, k=5))) for count in (0, 2, 5)]
+    (tmp_path / "bodies").write_text("\n".join(bodies))
+    command = [sys.executable, "-m", "benchmarks.http_load", f"--port={service.port}", f"--clients={CLIENTS}"]
+    before = answered(service)
+    process = subprocess.Popen(
+        [*command, "--bodies", str(tmp_path / "bodies")], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    wait_until(lambda: answered(service) >= before + 2 * CLIENTS)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_no_request_of_another_process_fails_across_twenty_champion_swaps(
+    service: Service, load: subprocess.Popen
+) -> None:
     champion = service.registry.champion().version
     others = sorted(service.registry.versions(), key=lambda version: version == champion)
-    seen: list[str] = []
-    failures: list[object] = []
-    stop = threading.Event()
-
-    def load() -> None:
-        connection = service.connect()
-        while not stop.is_set():
-            try:
-                answer = service.infer(history_document(retriever, k=5), connection=connection)
-                seen.append(answer["parameters"]["version"])
-            except BaseException as error:
-                failures.append(error)
-                return
-
-    clients = [threading.Thread(target=load) for _ in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    try:
-        for swap in range(SWAPS):
-            version = service.registry.rollback(others[swap % 2]).version
-            before = len(seen)
-            wait_until(lambda before=before, version=version: version in seen[before:] or bool(failures))
-    finally:
-        stop.set()
-        for client in clients:
-            client.join()
-    assert failures == []
-    assert len(seen) > SWAPS
-    assert len(set(seen)) == 2
+    switches = metric(service, "conversion_retrieval_champion_switches_total")
+    for swap in range(SWAPS):
+        version = service.registry.rollback(others[swap % 2]).version
+        wait_until(
+            lambda version=version: f'conversion_retrieval_champion{{version="{version}"}} 1.0' in metrics(service)
+        )
+        before = answered(service)
+        wait_until(lambda before=before: answered(service) >= before + CLIENTS or load.poll() is not None)
+    told, _ = load.communicate(timeout=60)
+    outcome = json.loads(told)
+    assert outcome["failures"] == []
+    assert outcome["failed"] == 0
+    assert outcome["requests"] == sum(outcome["versions"].values()) > SWAPS * CLIENTS
+    assert sorted(outcome["versions"]) == sorted(others)
+    assert metric(service, "conversion_retrieval_champion_switches_total") == switches + SWAPS
 
 
 def test_unreadable_champion_does_not_stop_the_service(service: Service, retriever: Retriever) -> None:

@@ -123,7 +123,7 @@ class Registry:
             if head.champion and head.champion.version == name:
                 return self._record(head.champion)
             self._check_not_pruned(name)
-            manifest = self._manifest(name)
+            manifest = self.manifest(name)
             if swapped := self._swap(head, name, manifest.digest, "rollback", "rolled back by an operator"):
                 return swapped
         raise self._too_busy()
@@ -138,7 +138,7 @@ class Registry:
 
     def show(self, version: str) -> Version:
         """A kept version's manifest, metrics and decision; its small files are checked against their digests."""
-        manifest = self._manifest(version)
+        manifest = self.manifest(version)
         return Version(
             name=version,
             manifest=manifest,
@@ -147,9 +147,23 @@ class Registry:
             decision=parse_decision(self._file(version, manifest, "decision.json")),
         )
 
+    def manifest(self, version: str) -> Manifest:
+        """A kept version's manifest; ``CorruptArtifactError`` where there is none that this release can read."""
+        safe_relative_path(version, where=self.uri)
+        key = f"{VERSIONS_PREFIX}/{version}/{MANIFEST}"
+        try:
+            content = self._store.read(key).content
+        except NotFoundError:
+            kept = ", ".join(self.versions()[-5:]) or "none"
+            message = f"expected version {version} in {self.uri}, found no {MANIFEST} of it; kept versions: {kept}"
+            raise CorruptArtifactError(message) from None
+        manifest = parse_manifest(content, kind="bundle", where=f"{self.uri}/{VERSIONS_PREFIX}/{version}")
+        check_faiss_version(manifest, where=f"{self.uri}/{key}")
+        return manifest
+
     def download(self, version: str, directory: Path) -> Bundle:
         """Copy a version into ``directory`` (created) and open it, every byte verified."""
-        self._manifest(version)
+        self.manifest(version)
         self._store.download_directory(f"{VERSIONS_PREFIX}/{version}", directory)
         return open_bundle(directory)
 
@@ -241,7 +255,7 @@ class Registry:
     def _upload(self, bundle: Bundle) -> None:
         key = f"{VERSIONS_PREFIX}/{bundle.version}"
         try:
-            kept = self._manifest(bundle.version)
+            kept = self.manifest(bundle.version)
         except CorruptArtifactError:
             self._store.upload_directory(bundle.directory, key)
         else:
@@ -275,26 +289,12 @@ class Registry:
             raise UserError(f"expected a kept version, found that {version} was pruned from {self.uri}")
 
     def _pointed_manifest(self, champion: Champion) -> Manifest:
-        manifest = self._manifest(champion.version)
+        manifest = self.manifest(champion.version)
         if manifest.digest != champion.digest:
             raise CorruptArtifactError(
                 f"expected digest {champion.digest[:12]} for the champion {champion.version} in {self.uri}, "
                 f"found {manifest.digest[:12]} in its manifest"
             )
-        return manifest
-
-    def _manifest(self, version: str) -> Manifest:
-        """A kept version's manifest, refused by name where this release cannot read it."""
-        safe_relative_path(version, where=self.uri)
-        key = f"{VERSIONS_PREFIX}/{version}/{MANIFEST}"
-        try:
-            content = self._store.read(key).content
-        except NotFoundError:
-            kept = ", ".join(self.versions()[-5:]) or "none"
-            message = f"expected version {version} in {self.uri}, found no {MANIFEST} of it; kept versions: {kept}"
-            raise CorruptArtifactError(message) from None
-        manifest = parse_manifest(content, kind="bundle", where=f"{self.uri}/{VERSIONS_PREFIX}/{version}")
-        check_faiss_version(manifest, where=f"{self.uri}/{key}")
         return manifest
 
     def _file(self, version: str, manifest: Manifest, name: str) -> Any:

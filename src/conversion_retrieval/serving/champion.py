@@ -1,23 +1,22 @@
 """Loading the champion's bundle, and loading the next one beside it."""
 
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving.bundle_cache import BundleCache
 from conversion_retrieval.serving.requests import Request, inline_events
 from conversion_retrieval.serving.retriever import Retriever
 
 
 @dataclass
 class ChampionLoader:
-    """Downloads into temporary directories that live as long as their retriever is served."""
+    """Opens bundles from copies on this machine, which stay as long as their retriever is served."""
 
     registry: Registry
-    _directories: dict[str, "tempfile.TemporaryDirectory[str]"] = field(default_factory=dict)
+    cache: BundleCache = field(default_factory=BundleCache)
 
     def load(self) -> Retriever:
         """The champion, after it has answered a query; ``UserError`` where there is none."""
@@ -32,19 +31,12 @@ class ChampionLoader:
         return None if champion is None or champion.version == served else self._load(champion.version)
 
     def discard_all_but(self, version: str) -> None:
-        """Free the disk space of versions that are no longer served."""
-        for name in [name for name in self._directories if name != version]:
-            self._directories.pop(name).cleanup()
+        """Let go of the copies of versions that are no longer served."""
+        self.cache.release_all_but(version)
 
     def _load(self, version: str) -> Retriever:
-        directory = tempfile.TemporaryDirectory(prefix="champion-")
-        try:
-            retriever = Retriever.of_bundle(self.registry.download(version, Path(directory.name) / "bundle"))
-            answer_a_query(retriever)
-        except BaseException:
-            directory.cleanup()
-            raise
-        self._directories[version] = directory
+        retriever = Retriever.of_bundle(self.cache.fetch(self.registry, version))
+        answer_a_query(retriever)
         return retriever
 
 
