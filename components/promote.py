@@ -8,6 +8,7 @@ from components.images import CPU_IMAGE
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def promote(
     registry_uri: str,
+    run_id: str,
     features: dsl.Input[dsl.Dataset],
     spec: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
@@ -18,9 +19,10 @@ def promote(
     """Write the version, swap the champion pointer; the version's name."""
     from pathlib import Path
 
+    from conversion_retrieval import notification
     from conversion_retrieval.registry.stage import promote as stage
 
-    return stage(
+    version = stage(
         features_dir=Path(features.path),
         spec_dir=Path(spec.path),
         model_dir=Path(model.path),
@@ -29,3 +31,5 @@ def promote(
         decision_dir=Path(decision.path),
         registry_uri=registry_uri,
     )
+    notification.record_promotion(registry_uri, run_id, version=version)
+    return version

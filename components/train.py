@@ -1,5 +1,7 @@
 """Stage ``train``: examples to a two-tower model, on one device, all GPUs of a node, or several nodes."""
 
+from typing import Dict  # noqa: UP035 - kfp reads this spelling only
+
 from kfp import dsl
 
 from components.images import GPU_IMAGE
@@ -12,11 +14,13 @@ def train(
     checkpoint_dir: str,
     num_nodes: int,
     gpus_per_node: str,
+    node_selector: Dict[str, str],  # noqa: UP006
+    run_id: str,
     features: dsl.Input[dsl.Dataset],
     spec: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ) -> float:
-    """Train the towers and keep the best step; a retried or repeated run goes on from its last checkpoint.
+    """Train the towers and keep the best step; what was interrupted goes on from its last checkpoint.
 
     Returns the best validation recall.
     """
@@ -33,4 +37,6 @@ def train(
         checkpoint_root=Path(checkpoint_dir),
         num_nodes=num_nodes,
         gpus_per_node=int(gpus_per_node),
+        node_selector=node_selector,
+        run_id=run_id,
     )

@@ -9,6 +9,7 @@ from components.compare_variants import compare_variants
 from components.evaluate import evaluate
 from components.name_variant import name_variant
 from components.plan_variants import plan_variants
+from components.select_gpu_nodes import select_gpu_nodes
 from components.train import train
 from components.validate_data import validate_data
 from pipelines import cluster
@@ -31,7 +32,7 @@ def ablation_pipeline(place: Placement) -> Any:
         as_of: str = "",
         config_json: str = "{}",
         gpu_count: str = "1",  # text: the backend reads a number here as nothing
-        gpu_node_selector: dict = {cluster.POOL_LABEL: cluster.GPU_POOL},  # type: ignore[type-arg]  # noqa: B006
+        gpu_type: str = "",
         checkpoint_dir: str = cluster.CHECKPOINT_DIR,
     ) -> None:
         """Train named variants of the model and compare them with the default.
@@ -43,11 +44,15 @@ def ablation_pipeline(place: Placement) -> Any:
             as_of: End of the newest window as an ISO date or time, UTC; empty is the data's newest event.
             config_json: Configuration overrides as JSON by section, common to all variants.
             gpu_count: GPUs of a training pod.
-            gpu_node_selector: Labels of the GPU nodes; add the accelerator's label to choose its type.
+            gpu_type: Type of GPU as its node label has it, for example nvidia-l4 or nvidia-h100-80gb; empty is any.
             checkpoint_dir: Where training keeps checkpoints between attempts; on the cluster a mounted claim.
 
         """
-        on_gpu = {"gpu_count": gpu_count, "node_selector": gpu_node_selector}
+        select_gpu_nodes_task = select_gpu_nodes(
+            gpu_type=gpu_type, type_label=place.gpu_type_label, pool={cluster.POOL_LABEL: cluster.GPU_POOL}
+        )
+        place.on_cpu(select_gpu_nodes_task, "select_gpu_nodes")
+        on_gpu = {"gpu_count": gpu_count, "node_selector": select_gpu_nodes_task.output}
 
         plan_variants_task = plan_variants(variants=variants, num_seeds=num_seeds, as_of=as_of, config_json=config_json)
         place.on_cpu(plan_variants_task, "plan_variants")
@@ -74,6 +79,8 @@ def ablation_pipeline(place: Placement) -> Any:
                     checkpoint_dir=checkpoint_dir,
                     num_nodes=place.train_nodes,
                     gpus_per_node=gpu_count,
+                    node_selector=select_gpu_nodes_task.output,
+                    run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                     **built,
                 )
                 place.train(train_task, **on_gpu)

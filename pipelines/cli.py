@@ -11,6 +11,7 @@ import typer
 
 from conversion_retrieval import command_line
 from conversion_retrieval.errors import UserError
+from pipelines import cluster
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +55,9 @@ def compile_(
     train_nodes: Annotated[int, typer.Option(help="Training nodes; above 1 as a Kubeflow TrainJob.", min=1)] = 1,
     queue: Annotated[str, typer.Option(help="Kueue queue that GPU stages wait in.")] = "",
     cost_center: Annotated[str, typer.Option(help="Pod label for cost reports.")] = "conversion-retrieval",
+    gpu_type_label: Annotated[
+        str, typer.Option(help="Node label that the parameter gpu_type is a value of; nvidia.com/gpu.product off GKE.")
+    ] = cluster.GPU_TYPE_LABEL,
     golden: Annotated[bool, typer.Option("--golden", help="Rewrite pipelines/golden instead.")] = False,
 ) -> None:
     """Compile to YAML: the same bytes every time, images pinned by digest, a version named after the content."""
@@ -74,6 +78,7 @@ def compile_(
         train_nodes=train_nodes,
         queue=queue,
         cost_center=cost_center,
+        gpu_type_label=gpu_type_label,
     )
     compiled = compiling.compile_pipeline(output, place, pipeline_name=pipeline, manifests=manifests)
     print(f"{compiled.path}: version {compiled.version}")
@@ -198,13 +203,16 @@ def status(
 def terminate(
     run_id: Annotated[str, typer.Argument(help="The run's id, as `submit` printed it.")],
     host: Host = "",
+    notification_url: Annotated[
+        str, typer.Option(envvar="NOTIFICATION_URL", help="Webhook to tell; default: the run's own parameter.")
+    ] = "",
     namespace: Namespace = None,
     token_file: Token = None,
     cookies: Cookies = None,
 ) -> None:
-    """Stop a run; a finished one is left as it is."""
+    """Stop a run and tell the webhook; a finished run is left as it is."""
     from pipelines import remote
     from pipelines.connection import connect
 
     client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
-    print(f"run {run_id}: {remote.terminate(client, run_id).lower()}")
+    print(f"run {run_id}: {remote.terminate(client, run_id, webhook_url=notification_url).lower()}")

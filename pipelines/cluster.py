@@ -18,4 +18,6 @@ SPOT_CAPACITY: Final = "spot"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 QUEUE: Final = "conversion-retrieval"
 GPU_RESOURCE: Final = "nvidia.com/gpu"
+# GKE sets it on its nodes; NVIDIA's feature discovery sets "nvidia.com/gpu.product" on any.
+GPU_TYPE_LABEL: Final = "cloud.google.com/gke-accelerator"
 USER_ID: Final = 10001

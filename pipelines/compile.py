@@ -46,6 +46,8 @@ def placement(
     train_nodes: int = 1,
     queue: str = "",
     cost_center: str = "conversion-retrieval",
+    gpu_type_label: str = cluster.GPU_TYPE_LABEL,
+    retry: bool = True,
 ) -> Placement:
     """Check the compile options; without any image the pipeline names those of a local run.
 
@@ -64,6 +66,8 @@ def placement(
         train_nodes=train_nodes,
         queue=queue,
         cost_center=cost_center,
+        gpu_type_label=gpu_type_label,
+        retry=retry,
     )
 
 

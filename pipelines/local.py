@@ -1,4 +1,4 @@
-"""Run the compiled pipeline on this machine: the same YAML as on a cluster, each stage in a process of its own."""
+"""Run the compiled pipeline on this machine: a cluster's YAML without retries, each stage in a process of its own."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def run_locally(
         **(parameters or {}),
     }
     with _locked(output_dir):
-        pipeline_path = compile_pipeline(output_dir / PIPELINE_FILE, placement()).path
+        pipeline_path = compile_pipeline(output_dir / PIPELINE_FILE, placement(retry=False)).path
         return execute(pipeline_path, arguments, output_dir)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,9 @@ import yaml
 from conversion_retrieval.config import stage_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.variants import select_variants, split_names
+from conversion_retrieval.training.gpu_nodes import check_gpu_type
 
+GPU_COUNT: Final = re.compile("[1-9][0-9]{0,2}")
 BOOLEANS: Final = {"true": True, "false": False}
 
 
@@ -95,5 +98,6 @@ def _check_meaning(values: Mapping[str, Any]) -> None:
             raise UserError(
                 f"expected a gs:// prefix for {name}, found {values[name]!r}: pods share no local directory"
             )
-    if not values.get("gpu_count", "1").isdecimal():
-        raise UserError(f"expected a whole number for parameter gpu_count, found {values['gpu_count']!r}")
+    if not GPU_COUNT.fullmatch(values.get("gpu_count", "1")):
+        raise UserError(f"expected a whole number from 1 for parameter gpu_count, found {values['gpu_count']!r}")
+    check_gpu_type(values.get("gpu_type", ""))

@@ -56,6 +56,9 @@ STAGE_RESOURCES: Final[Mapping[str, Resources]] = {
     "notify": Resources(
         cpu_request="100m", cpu_limit="500m", memory_request="256Mi", memory_limit="512Mi", timeout_seconds=5 * MINUTE
     ),
+    "select_gpu_nodes": Resources(
+        cpu_request="100m", cpu_limit="500m", memory_request="256Mi", memory_limit="512Mi", timeout_seconds=5 * MINUTE
+    ),
     "plan_variants": Resources(
         cpu_request="100m", cpu_limit="1", memory_request="256Mi", memory_limit="1Gi", timeout_seconds=5 * MINUTE
     ),
@@ -70,7 +73,10 @@ STAGE_RESOURCES: Final[Mapping[str, Resources]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Choices made at compile time: images, which stages use the GPU pool, spot capacity, who pays."""
+    """Choices made at compile time: images, which stages use the GPU pool, spot capacity, who pays.
+
+    ``retry`` is off for a run on one machine: nothing is pre-empted there, and a mistake should show at once.
+    """
 
     image_cpu: str
     image_gpu: str
@@ -79,6 +85,8 @@ class Placement:
     train_nodes: int = 1
     queue: str = ""
     cost_center: str = "conversion-retrieval"
+    gpu_type_label: str = cluster.GPU_TYPE_LABEL
+    retry: bool = True
 
     @property
     def gpu_stages(self) -> frozenset[str]:
@@ -94,6 +102,7 @@ class Placement:
             self.on_cpu(task, "train").set_container_image(self.image_gpu)
             task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
         task.set_env_variable("TRAINING_IMAGE", self.image_gpu)
+        task.set_env_variable("TRAINING_TIMEOUT_SECONDS", str(STAGE_RESOURCES["train"].timeout_seconds))
         if self.queue:
             task.set_env_variable("TRAINING_QUEUE", self.queue)
         kubernetes.mount_pvc(task, cluster.CHECKPOINT_CLAIM, cluster.CHECKPOINT_DIR)
@@ -126,7 +135,8 @@ class Placement:
         resources = STAGE_RESOURCES[stage]
         task.set_cpu_request(resources.cpu_request).set_cpu_limit(resources.cpu_limit)
         task.set_memory_request(resources.memory_request).set_memory_limit(resources.memory_limit)
-        task.set_retry(resources.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+        if self.retry:
+            task.set_retry(resources.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
         # The cache key knows names and arguments, never bytes: a daily run on one URI would reuse yesterday's model.
         task.set_caching_options(enable_caching=False)
         kubernetes.set_timeout(task, resources.timeout_seconds)

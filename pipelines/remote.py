@@ -12,7 +12,9 @@ import kfp_server_api
 import urllib3
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
+from conversion_retrieval import notification
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.notification import CANCELING
 from conversion_retrieval.progress import say
 from pipelines import cluster
 from pipelines.compile import images, require_pinned, version_name
@@ -118,14 +120,21 @@ def run_status(client: Client, run_id: str) -> Any:
         return client.get_run(run_id)
 
 
-def terminate(client: Client, run_id: str) -> str:
-    """Stop a run and return its state; a finished one is left as it is."""
+def terminate(client: Client, run_id: str, *, webhook_url: str = "") -> str:
+    """Stop a run, tell its webhook, and return its state; a finished one is left as it is.
+
+    The exit handler of a terminated run starts only where Argo runs exit hooks after a deadline: so the command itself
+    tells that the run is being cancelled. ``webhook_url`` is the run's parameter by default.
+    """
     run = run_status(client, run_id)
     if run.state in FINISHED:
         return str(run.state)
     with translated(f"run {run_id}"):
         client.terminate_run(run_id)
-    return "CANCELING"
+    parameters = (run.runtime_config and run.runtime_config.parameters) or {}
+    url = webhook_url or str(parameters.get("notification_url", ""))
+    notification.notify(webhook_url=url, registry_uri="", run_id=run_id, state=CANCELING, error="terminated by hand")
+    return CANCELING
 
 
 def wait(client: Client, run_id: str, *, poll_seconds: float = 10.0) -> str:

@@ -28,7 +28,10 @@ INDENT: Final = "    "
 
 
 class StageView(io.TextIOBase):
-    """A text stream that shows stages as they run; ``stages`` are the pipeline's, in order."""
+    """A text stream that shows stages as they run; ``stages`` are the pipeline's, in order.
+
+    A task that is none of them is shown only when it fails.
+    """
 
     def __init__(self, log_path: Path, *, stages: Sequence[str], console: Optional[Console] = None) -> None:
         self.failed_stage = ""
@@ -71,16 +74,17 @@ class StageView(io.TextIOBase):
     def _start(self, stage: str) -> None:
         self._started = time.monotonic()
         self._running, self._in_json, self._in_traceback = True, False, False
-        number = self._stages.index(stage) + 1
-        self._console.print(f"[{number}/{len(self._stages)}] {stage}", style="bold", markup=False)
+        if stage in self._stages:
+            number = self._stages.index(stage) + 1
+            self._console.print(f"[{number}/{len(self._stages)}] {stage}", style="bold", markup=False)
 
     def _finish(self, stage: str, status: str) -> None:
         self._end_bar()
         self._running = False
         if status == "FAILURE":
             self.failed_stage = self.failed_stage or stage
-            self._console.print("      failed")
-        else:
+            self._console.print("      failed" if stage in self._stages else f"      {stage} failed", markup=False)
+        elif stage in self._stages:
             self._console.print(f"      done in {time.monotonic() - self._started:,.1f} s")
 
     def _stage_line(self, line: str) -> None:

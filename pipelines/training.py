@@ -10,6 +10,7 @@ from components.evaluate import evaluate
 from components.gate import gate
 from components.notify import notify
 from components.promote import promote
+from components.select_gpu_nodes import select_gpu_nodes
 from components.train import train
 from components.validate_data import validate_data
 from pipelines import cluster
@@ -35,7 +36,7 @@ def training_pipeline(place: Placement) -> Any:
         min_recall: float = -1.0,
         min_conversions: int = -1,
         gpu_count: str = "1",  # text: the backend reads a number here as nothing
-        gpu_node_selector: dict = {cluster.POOL_LABEL: cluster.GPU_POOL},  # type: ignore[type-arg]  # noqa: B006
+        gpu_type: str = "",
         checkpoint_dir: str = cluster.CHECKPOINT_DIR,
         notification_url: str = "",
     ) -> None:
@@ -50,12 +51,11 @@ def training_pipeline(place: Placement) -> Any:
             min_recall: Absolute floor of conversion recall at the gate's k; negative is as configured.
             min_conversions: Test conversions below which the verdict is insufficient_data; negative is as configured.
             gpu_count: GPUs of a training pod; with several, torchrun starts a process for each.
-            gpu_node_selector: Labels of the GPU nodes; add the accelerator's label to choose its type.
+            gpu_type: Type of GPU as its node label has it, for example nvidia-l4 or nvidia-h100-80gb; empty is any.
             checkpoint_dir: Where training keeps checkpoints between attempts; on the cluster a mounted claim.
             notification_url: Webhook told how the run ended; empty takes the cluster's secret, if any.
 
         """
-        on_gpu = {"gpu_count": gpu_count, "node_selector": gpu_node_selector}
         run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
         notify_task = notify(notification_url=notification_url, registry_uri=registry_uri, run_id=run)
@@ -68,6 +68,12 @@ def training_pipeline(place: Placement) -> Any:
         )
 
         with dsl.ExitHandler(notify_task, name="run"):
+            select_gpu_nodes_task = select_gpu_nodes(
+                gpu_type=gpu_type, type_label=place.gpu_type_label, pool={cluster.POOL_LABEL: cluster.GPU_POOL}
+            )
+            place.on_cpu(select_gpu_nodes_task, "select_gpu_nodes")
+            on_gpu = {"gpu_count": gpu_count, "node_selector": select_gpu_nodes_task.output}
+
             validate_data_task = validate_data(
                 data_uri=data_uri, registry_uri=registry_uri, as_of=as_of, config_json=config_json, run_id=run
             )
@@ -86,6 +92,8 @@ def training_pipeline(place: Placement) -> Any:
                     checkpoint_dir=checkpoint_dir,
                     num_nodes=place.train_nodes,
                     gpus_per_node=gpu_count,
+                    node_selector=select_gpu_nodes_task.output,
+                    run_id=run,
                     **built,
                 )
                 place.train(train_task, **on_gpu)
@@ -115,7 +123,9 @@ def training_pipeline(place: Placement) -> Any:
                 place.on_cpu(gate_task, "gate")
 
                 with dsl.If(gate_task.outputs["Output"] == "promote", name="verdict-is-promote"):
-                    promote_task = promote(registry_uri=registry_uri, decision=gate_task.outputs["decision"], **built)
+                    promote_task = promote(
+                        registry_uri=registry_uri, run_id=run, decision=gate_task.outputs["decision"], **built
+                    )
                     place.on_cpu(promote_task, "promote")
 
     return training

@@ -1,42 +1,21 @@
 """How runs' ends are told; oracle: what a loopback webhook received."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 
 from conversion_retrieval import notification
 from conversion_retrieval.registry.decision import ChampionState, Check, Decision, write_decision
+from tests.webhook import listening
 
 
 @pytest.fixture
 def webhook():
-    """A webhook that answers with ``statuses`` in turn, then 200."""
-    state = {"received": [], "statuses": []}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            state["received"].append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(state["statuses"].pop(0) if state["statuses"] else 200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    state["url"] = f"http://127.0.0.1:{server.server_address[1]}/secret-path"
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening() as webhook:
+        yield webhook
 
 
 def tell(webhook, registry, state="SUCCEEDED", error=""):
     return notification.notify(
-        webhook_url=webhook["url"], registry_uri=str(registry), run_id="run-1", state=state, error=error
+        webhook_url=webhook.url, registry_uri=str(registry), run_id="run-1", state=state, error=error
     )
 
 
@@ -55,28 +34,62 @@ def test_a_verdict_is_told_with_recall_reason_and_report(webhook, tmp_path):
         decision_dir=tmp_path / "decision",
     )
     assert tell(webhook, tmp_path / "registry")
-    (message,) = webhook["received"]
+    (message,) = webhook.received
     assert message["text"] == "conversion-retrieval run run-1: promote - it is better - gs://bucket/page"
     assert (message["recall"]["value"], message["recall"]["n"]) == (0.5, 700)
 
 
-@pytest.mark.parametrize("state", ["FAILED", "CANCELLED"])
-def test_a_failure_or_termination_is_told_even_when_nothing_was_recorded(webhook, tmp_path, state):
+# What backends say: ML Metadata's states until 2.16, the task store's from 2.17, the SDK's documented ones.
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ("FAILED", "failed"),
+        ("CANCELLED", "cancelled"),
+        ("CANCELED", "cancelled"),
+        ("RUNNING", "cancelled"),
+        ("CANCELING", "canceling"),
+    ],
+)
+def test_a_failure_or_termination_is_told_even_when_nothing_was_recorded(webhook, tmp_path, state, word):
     assert tell(webhook, tmp_path / "registry", state=state, error="train ran out of memory")
-    (message,) = webhook["received"]
-    assert message["text"] == f"conversion-retrieval run run-1: {state.lower()} - train ran out of memory"
+    (message,) = webhook.received
+    assert message["text"] == f"conversion-retrieval run run-1: {word} - train ran out of memory"
+    assert (message["ended"], message["state"]) == (word, state)
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "COMPLETE", "CACHED", "RUNNING"])
+@pytest.mark.parametrize("verdict", ["invalid", "reject", "insufficient_data"])
+def test_a_recorded_last_verdict_is_told_whatever_a_late_backend_says(webhook, tmp_path, state, verdict):
+    notification.record_outcome(str(tmp_path / "registry"), "run-1", verdict=verdict)
+    tell(webhook, tmp_path / "registry", state=state)
+    assert webhook.received[0]["ended"] == verdict
+
+
+def test_a_promotion_counts_once_its_version_is_written(webhook, tmp_path):
+    registry = str(tmp_path / "registry")
+    notification.record_outcome(registry, "run-1", verdict="promote")
+    tell(webhook, registry, state="RUNNING")
+    notification.record_promotion(registry, "run-1", version="v1")
+    tell(webhook, registry, state="RUNNING")
+    assert [message["ended"] for message in webhook.received] == ["cancelled", "promote"]
+    assert webhook.received[1]["version"] == "v1"
+
+
+def test_a_run_without_registry_is_told_too(webhook):
+    assert tell(webhook, "", state="FAILED")
+    assert webhook.received[0]["ended"] == "failed"
 
 
 def test_a_failure_after_validation_does_not_claim_the_earlier_verdict(webhook, tmp_path):
     notification.record_outcome(str(tmp_path / "registry"), "run-1", verdict="valid")
     tell(webhook, tmp_path / "registry", state="FAILED")
-    assert webhook["received"][0]["text"].startswith("conversion-retrieval run run-1: failed")
+    assert webhook.received[0]["text"].startswith("conversion-retrieval run run-1: failed")
 
 
 def test_a_busy_webhook_is_tried_again(webhook, tmp_path):
-    webhook["statuses"] += [503]
+    webhook.statuses += [503]
     assert tell(webhook, tmp_path / "registry")
-    assert len(webhook["received"]) == 2
+    assert len(webhook.received) == 2
 
 
 @pytest.mark.parametrize(
@@ -90,7 +103,7 @@ def test_a_broken_webhook_never_raises_and_its_address_is_not_printed(url, tmp_p
 
 def test_without_an_address_nothing_is_sent_and_the_environments_is_taken(webhook, tmp_path, monkeypatch):
     assert not notification.notify(webhook_url="", registry_uri=str(tmp_path), run_id="r", state="FAILED")
-    monkeypatch.setenv("NOTIFICATION_URL", webhook["url"])
+    monkeypatch.setenv("NOTIFICATION_URL", webhook.url)
     assert notification.notify(webhook_url="", registry_uri=str(tmp_path), run_id="r", state="FAILED")
 
 

@@ -23,7 +23,11 @@ from conversion_retrieval.storage import NotFoundError, open_store
 URL_VARIABLE: Final = "NOTIFICATION_URL"
 TIMEOUT_SECONDS: Final = 10
 ATTEMPTS: Final = 3
-SUCCEEDED: Final = "SUCCEEDED"
+# Backends before 2.17 report ML Metadata's states, COMPLETE rather than SUCCEEDED; a skipped task counts as done.
+SUCCESSES: Final = frozenset({"SUCCEEDED", "COMPLETE", "CACHED", "SKIPPED"})
+FAILED, CANCELING = "FAILED", "CANCELING"
+# The verdicts after which a run has nothing left to do; "promote" has its version to write first.
+LAST_VERDICTS: Final = frozenset({"invalid", "reject", "insufficient_data"})
 
 
 def record_outcome(
@@ -46,12 +50,18 @@ def record_outcome(
         outcome["reason"] = json.loads((report_dir / "validation.json").read_text())["reason"]
     if decision_dir is not None:
         outcome |= _of_decision(decision_dir)
-    content = json.dumps(outcome, indent=2, allow_nan=False).encode()
-    open_store(registry_uri).write(_key(run_id), content)
+    _write_outcome(registry_uri, run_id, outcome)
+
+
+def record_promotion(registry_uri: str, run_id: str, *, version: str) -> None:
+    """Add the promoted version to what ``record_outcome`` kept; from then on the run counts as finished."""
+    _write_outcome(registry_uri, run_id, read_outcome(registry_uri, run_id) | {"version": version})
 
 
 def read_outcome(registry_uri: str, run_id: str) -> dict[str, Any]:
-    """What ``record_outcome`` kept last; empty if the run ended before anything was known."""
+    """What ``record_outcome`` kept last; empty if the run ended before anything was known, or has no registry."""
+    if not registry_uri:
+        return {}
     try:
         outcome = json.loads(open_store(registry_uri).read(_key(run_id)).content)
     except NotFoundError:
@@ -83,10 +93,25 @@ def message(*, run_id: str, state: str, error: str, outcome: dict[str, Any]) -> 
 
     The decision's reason holds recall with its interval and n; ``recall`` has the same as numbers.
     """
-    verdict = str(outcome.get("verdict") or "none") if state == SUCCEEDED else state.lower()
-    parts = [f"conversion-retrieval run {run_id}: {verdict}"]
+    ended = ended_as(state, outcome)
+    parts = [f"conversion-retrieval run {run_id}: {ended}"]
     parts += [text for text in (outcome.get("reason"), error, outcome.get("report")) if text]
-    return {"text": " - ".join(parts), "run_id": run_id, "state": state, "error": error, **outcome}
+    return {"text": " - ".join(parts), "run_id": run_id, "ended": ended, "state": state, "error": error, **outcome}
+
+
+def ended_as(state: str, outcome: dict[str, Any]) -> str:
+    """One word for how a run ended: the verdict, ``failed``, ``canceling``, ``cancelled`` or ``none``.
+
+    The exit handler of a terminated run is told the state that its tasks were left in, which may be RUNNING. The same
+    is said of a finished run by backends that update states later than they start the handler: then the run's own
+    record decides.
+    """
+    if state in {FAILED, CANCELING}:
+        return state.lower()
+    verdict = str(outcome.get("verdict") or "none")
+    if state in SUCCESSES or verdict in LAST_VERDICTS or "version" in outcome:
+        return verdict
+    return "cancelled"
 
 
 def post(url: str, body: dict[str, Any]) -> None:
@@ -104,6 +129,11 @@ def post(url: str, body: dict[str, Any]) -> None:
     )
     with retrying.copy()(urllib.request.urlopen, request, timeout=TIMEOUT_SECONDS) as response:
         response.read()
+
+
+def _write_outcome(registry_uri: str, run_id: str, outcome: dict[str, Any]) -> None:
+    content = json.dumps(outcome, indent=2, allow_nan=False).encode()
+    open_store(registry_uri).write(_key(run_id), content)
 
 
 def _of_decision(decision_dir: Path) -> dict[str, Any]:

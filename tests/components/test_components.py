@@ -83,6 +83,8 @@ def done(root) -> dict[str, object]:
         checkpoint_dir=str(root / "checkpoints"),
         num_nodes=1,
         gpus_per_node="1",
+        node_selector={},
+        run_id="run-1",
         **with_config,
         **given(*models),
     )
@@ -108,7 +110,7 @@ def done(root) -> dict[str, object]:
         **with_config,
         **given(*models, "report", "evaluation", "index", "decision"),
     )
-    call("promote", registry_uri=registry, **given(*models, "evaluation", "index", "decision"))
+    call("promote", registry_uri=registry, run_id="run-1", **given(*models, "evaluation", "index", "decision"))
     return returned
 
 
@@ -132,6 +134,26 @@ def test_every_stage_writes_the_artifact_that_its_output_names(done, root, name)
     assert open_artifact(root / name, kind=name).kind == name
 
 
+def test_another_run_on_the_same_data_trains_anew(done, root, capsys):
+    """Oracle: the same steps give the same recall; a run that took a finished checkpoint would say that it resumes."""
+    models = {name: artifact(root, name) for name in ("features", "spec")}
+    recall = component("train").python_func(
+        as_of="",
+        config_json=CONFIG,
+        checkpoint_dir=str(root / "checkpoints"),
+        num_nodes=1,
+        gpus_per_node="1",
+        node_selector={},
+        run_id="run-2",
+        model=artifact(root, "model-again"),
+        **models,
+    )
+    assert recall == done["train"]
+    said = capsys.readouterr().err
+    assert "an earlier run finished this training; starting anew" in said
+    assert "resuming from" not in said
+
+
 def test_verdicts_and_numbers_are_returned_as_single_values(done):
     assert done["validate_data"] == "valid"
     assert done["gate"] == "promote"
@@ -144,10 +166,17 @@ def test_promotion_returns_the_name_of_the_champion(done, root):
     assert json.loads((root / "registry" / "champion.json").read_text())["version"] == done["promote"]
 
 
-def test_the_runs_record_holds_the_gates_verdict_and_recall(done, root):
+def test_the_runs_record_holds_the_gates_verdict_and_recall_and_the_version(done, root):
     record = json.loads((root / "registry" / "runs" / "run-1.json").read_text())
     assert record["verdict"] == "promote"
     assert record["recall"]["value"] is not None
+    assert record["version"] == done["promote"]
+
+
+def test_the_type_of_gpu_becomes_a_node_selector(in_processes):
+    pool = {"conversion-retrieval/pool": "gpu"}
+    task = component("select_gpu_nodes")(gpu_type="nvidia-l4", type_label="accelerator", pool=pool)
+    assert task.output == {"conversion-retrieval/pool": "gpu", "accelerator": "nvidia-l4"}
 
 
 @pytest.fixture

@@ -188,7 +188,8 @@ def test_every_label_and_taint_that_the_pipeline_names_is_on_a_node_pool_and_the
     expressions = [a["matchExpressions"][0] for _, c in executors for a in c.get("nodeAffinity", [])]
     wanted = {(e["key"], value) for e in expressions for value in e["values"]}
     spec, _ = compiled.read(GOLDEN_DIR / "training.yaml")
-    wanted |= set(spec["root"]["inputDefinitions"]["parameters"]["gpu_node_selector"]["defaultValue"].items())
+    selected = compiled.tasks(spec)["select-gpu-nodes"]["inputs"]["parameters"]
+    wanted |= set(selected["pool"]["runtimeValue"]["constant"].items())
     assert labels == wanted
     tolerations = [t for _, config in executors for t in config.get("tolerations", [])]
     assert all(tolerated(taint, tolerations) for taint in taints)
@@ -207,7 +208,9 @@ def test_the_training_runtime_is_the_one_that_the_train_stage_starts(prod):
 
     assert names(prod, "ClusterTrainingRuntime") == {trainjob.RUNTIME} == {cluster.TRAINING_RUNTIME}
     runtime = next(d for d in prod if d["kind"] == "ClusterTrainingRuntime")
-    pod = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert job["name"] == trainjob.REPLICATED_JOB
+    pod = job["template"]["spec"]["template"]["spec"]
     (node,) = pod["containers"]
     assert node["command"] == ["torchrun", "-m", "conversion_retrieval.training.worker"]
     assert pod["nodeSelector"] == {cluster.POOL_LABEL: cluster.GPU_POOL}

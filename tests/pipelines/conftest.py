@@ -7,6 +7,7 @@ import pytest
 
 from pipelines import remote
 from pipelines.compile import compile_pipeline, placement
+from tests.webhook import Webhook, listening
 
 from .kfp_server import KubeflowPipelines, serving
 
@@ -37,3 +38,9 @@ def pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def submission(pipeline_path: Path) -> remote.Submission:
     return remote.prepare(pipeline_path, PARAMS)
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    with listening() as webhook:
+        yield webhook

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -15,6 +14,7 @@ from pipelines.golden_files import GOLDEN, GOLDEN_DIR, write_golden
 from . import compiled
 
 DIGEST = "sha256:" + "a" * 64
+GPU_PARAMETERS = ("gpu_type", "gpu_count")
 
 
 def test_the_golden_files_are_what_the_code_compiles_to_byte_for_byte(tmp_path):
@@ -96,13 +96,42 @@ def test_every_parameter_is_documented_and_only_the_two_addresses_lack_a_default
     assert required == {"data_uri", "registry_uri"}
 
 
-def test_the_default_node_selector_is_a_valid_pod_node_selector():
-    spec, _ = compiled.read(GOLDEN_DIR / "training.yaml")
-    selector = spec["root"]["inputDefinitions"]["parameters"]["gpu_node_selector"]["defaultValue"]
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "train"},
-        "spec": {"nodeSelector": selector, "containers": [{"name": "main", "image": "x"}]},
-    }
-    kubernetes_validate.validate(pod, "1.32", strict=True)
+@pytest.mark.parametrize("name", ["training.yaml", "ablation.yaml"])
+def test_type_and_count_of_gpus_are_parameters_of_their_own(name):
+    spec, _ = compiled.read(GOLDEN_DIR / name)
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    kinds = {key: (parameters[key]["parameterType"], parameters[key]["defaultValue"]) for key in GPU_PARAMETERS}
+    assert kinds == {"gpu_type": ("STRING", ""), "gpu_count": ("STRING", "1")}
+
+
+@pytest.mark.parametrize("name", ["training.yaml", "training-cluster.yaml", "ablation.yaml"])
+def test_the_type_of_gpu_reaches_the_node_selector_of_the_gpu_pods(name):
+    """The backend resolves a selector only as a whole, from a parameter: followed here from the form to the pod."""
+    spec, on_kubernetes = compiled.read(GOLDEN_DIR / name)
+    tasks = compiled.tasks(spec)
+    given = tasks["select-gpu-nodes"]["inputs"]["parameters"]
+    assert given["gpu_type"]["componentInputParameter"].removeprefix("pipelinechannel--") == "gpu_type"
+    assert given["type_label"]["runtimeValue"]["constant"] == cluster.GPU_TYPE_LABEL
+    selectors = [config["nodeSelector"] for config in on_kubernetes.values() if "nodeSelector" in config]
+    channel = "pipelinechannel--select-gpu-nodes-Output"
+    assert selectors
+    assert all(s == {"nodeSelectorJson": {"componentInputParameter": channel}} for s in selectors)
+    passed = [task.get("inputs", {}).get("parameters", {}).get(channel, {}) for task in tasks.values()]
+    (origin,) = [source["taskOutputParameter"] for source in passed if "taskOutputParameter" in source]
+    assert origin == {"outputParameterKey": "Output", "producerTask": "select-gpu-nodes"}
+
+
+def test_the_label_of_gpu_types_is_a_compile_option(tmp_path):
+    place = placement(gpu_type_label="nvidia.com/gpu.product")
+    spec, _ = compiled.read(compile_pipeline(tmp_path / "p.yaml", place).path)
+    label = compiled.tasks(spec)["select-gpu-nodes"]["inputs"]["parameters"]["type_label"]
+    assert label == {"runtimeValue": {"constant": "nvidia.com/gpu.product"}}
+
+
+def test_without_retries_nothing_else_of_the_yaml_changes(tmp_path):
+    """Oracle: the golden file with its retry policies cut out."""
+    spec, platform = yaml.safe_load_all(compile_pipeline(tmp_path / "p.yaml", placement(retry=False)).path.read_text())
+    golden, golden_platform = yaml.safe_load_all((GOLDEN_DIR / "training.yaml").read_text())
+    policies = [task.pop("retryPolicy", None) for task in compiled.tasks(golden).values()]
+    assert any(policies)
+    assert (spec, platform) == (golden, golden_platform)

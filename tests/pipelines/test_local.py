@@ -3,18 +3,15 @@
 import io
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
-from pipelines import summary
+from pipelines import cli, summary
 from pipelines.local import LOG_FILE, run_locally
 from pipelines.stage_view import StageView
 from tests.worlds import QUICK_RUN, tiny_world
@@ -25,28 +22,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
     return tiny_world(tmp_path_factory.mktemp("world") / "data")
-
-
-@pytest.fixture
-def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    received: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/hook", received
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def run(data_dir: Path, tmp_path: Path, *overrides: str, url: str = "", allow_first: bool = False):
@@ -65,8 +40,7 @@ def versions(tmp_path: Path) -> list[Path]:
 
 
 def test_a_good_candidate_becomes_the_champion_and_the_webhook_hears_of_it(data_dir, tmp_path, webhook):
-    url, received = webhook
-    result = run(data_dir, tmp_path, "gate.min_conversions=1", url=url, allow_first=True)
+    result = run(data_dir, tmp_path, "gate.min_conversions=1", url=webhook.url, allow_first=True)
     assert result.verdict == "promote"
     shown = io.StringIO()
     summary.show(result, Console(file=shown, width=160))
@@ -86,8 +60,8 @@ def test_a_good_candidate_becomes_the_champion_and_the_webhook_hears_of_it(data_
     model = open_artifact(result.run_dir / "train" / "model", kind="model")
     assert {f"model/{name}": digest for name, digest in model.files.items()}.items() <= manifest.files.items()
     assert "</html>" in result.report_path.read_text()
-    (message,) = received
-    assert (message["state"], message["verdict"]) == ("SUCCEEDED", "promote")
+    (message,) = webhook.received
+    assert (message["ended"], message["verdict"], message["version"]) == ("promote", "promote", version.name)
     assert message["reason"] == result.reason
     assert message["recall"]["n"] > 0
     assert message["report"].endswith("/gate/page")
@@ -109,28 +83,38 @@ def test_too_few_conversions_decide_nothing_and_a_dead_webhook_does_not_fail_the
 
 
 def test_invalid_data_stops_before_training_and_says_why(data_dir, tmp_path, webhook):
-    url, received = webhook
     shutil.copytree(data_dir, tmp_path / "data")
     (tmp_path / "data" / "items.parquet").unlink()
-    result = run(tmp_path / "data", tmp_path, url=url, allow_first=True)
+    result = run(tmp_path / "data", tmp_path, url=webhook.url, allow_first=True)
     assert result.verdict == "invalid"
     assert not (result.run_dir / "train").exists()
     assert not (result.run_dir / "promote").exists()
     assert not versions(tmp_path)
-    (message,) = received
+    (message,) = webhook.received
     assert (message["state"], message["verdict"]) == ("SUCCEEDED", "invalid")
     assert result.reason in message["text"]
 
 
-def test_a_fault_of_a_stage_is_one_line_and_the_exit_handler_still_tells(data_dir, tmp_path, webhook):
-    url, received = webhook
-    with pytest.raises(UserError) as caught:
-        run(data_dir, tmp_path, f"features.spec_path={tmp_path / 'no-such-spec.yaml'}", url=url)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("build_features: ")
-    assert "Traceback" in (tmp_path / "runs" / LOG_FILE).read_text()
-    (message,) = received
-    assert message["state"] == "FAILED"
+def test_a_mistake_shows_at_once_as_the_last_line_and_the_exit_handler_still_tells(
+    data_dir, tmp_path, webhook, monkeypatch, capsys
+):
+    """A retry's back-off alone would last 30 seconds: the stage that failed must have been started once."""
+    options = {
+        "--data": data_dir,
+        "--registry": tmp_path / "registry",
+        "--output": tmp_path / "runs",
+        "--set": f"features.spec_path={tmp_path / 'no-such-spec.yaml'}",
+        "--notification-url": webhook.url,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    monkeypatch.setattr("sys.argv", ["pipelines", "run", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: build_features: ")
+    assert (tmp_path / "runs" / LOG_FILE).read_text().count("Traceback") == 1
+    (message,) = webhook.received
+    assert (message["state"], message["ended"]) == ("FAILED", "failed")
 
 
 def test_an_unwritable_registry_is_one_line_before_anything_is_trained(data_dir, tmp_path):
@@ -177,3 +161,12 @@ def test_what_is_shown_is_the_stages_own_lines_and_the_log_keeps_everything(view
     assert [line.strip() for line in shown] == ["[1/1] train", "train: 20/50 steps, 3/s, 10 s left", "failed"]
     assert (view.failed_stage, view.failure, view.failure_is_users) == ("train", "expected a, found b", True)
     assert (tmp_path / "log").read_text() == text
+
+
+def test_a_task_that_is_no_stage_is_shown_only_when_it_fails(view, tmp_path):
+    for status in ("SUCCESS", "FAILURE"):
+        view.write("00:00:00.000 - INFO - Executing task 'select-gpu-nodes'\n")
+        view.write(f"00:00:01.000 - INFO - Task 'select-gpu-nodes' finished with status {status}\n")
+    view.close()
+    assert (tmp_path / "shown").read_text().split() == ["select_gpu_nodes", "failed"]
+    assert view.failed_stage == "select_gpu_nodes"

@@ -175,6 +175,36 @@ def test_a_wrong_host_is_one_line(pipeline_path, monkeypatch, capsys):
     assert "--host" in line
 
 
+def test_terminate_tells_the_runs_webhook(server, host, pipeline_path, webhook):
+    given = remote.prepare(pipeline_path, (*PARAMS, f"notification_url={webhook.url}"))
+    run_id = remote.submit(connect(host), given)
+    remote.terminate(connect(host), run_id)
+    (message,) = webhook.received
+    assert (message["run_id"], message["ended"]) == (run_id, "canceling")
+    server.runs[run_id]["state"] = "CANCELED"
+    remote.terminate(connect(host), run_id)
+    assert len(webhook.received) == 1
+
+
+def test_terminate_tells_the_webhook_that_it_is_given(server, host, submission, webhook, monkeypatch, capsys):
+    run_id = remote.submit(connect(host), submission)
+    monkeypatch.setattr(sys, "argv", ["pipelines", "terminate", run_id, "--host", host])
+    monkeypatch.setenv("NOTIFICATION_URL", webhook.url)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    assert capsys.readouterr().out == f"run {run_id}: canceling\n"
+    assert server.runs[run_id]["state"] == "CANCELING"
+    assert [message["ended"] for message in webhook.received] == ["canceling"]
+
+
+def test_a_dead_webhook_does_not_keep_a_run_from_being_terminated(server, host, submission):
+    run_id = remote.submit(connect(host), submission)
+    # Port 9 (discard) of the loopback is closed everywhere.
+    assert remote.terminate(connect(host), run_id, webhook_url="http://127.0.0.1:9/") == "CANCELING"
+    assert server.runs[run_id]["state"] == "CANCELING"
+
+
 def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):
     assert run_command(monkeypatch, "status", "no-such-run", "--host", host) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -190,7 +220,9 @@ def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):
         (["--param", "allow_first=1"], "expected true or false"),
         (["--param", 'config_json={"gate": {"minrecall": 1}}'], "did you mean gate.min_recall?"),
         (["--param", "registry_uri=/tmp/registry"], "pods share no local directory"),
-        (["--param", "gpu_count=two"], "whole number for parameter gpu_count"),
+        (["--param", "gpu_count=two"], "whole number from 1 for parameter gpu_count"),
+        (["--param", "gpu_count=0"], "whole number from 1 for parameter gpu_count"),
+        (["--param", "gpu_type=nvidia l4"], "expected the type of GPU as its node label has it"),
     ],
 )
 def test_a_wrong_parameter_is_one_line_and_nothing_is_sent(

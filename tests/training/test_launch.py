@@ -1,7 +1,9 @@
 """Where training runs; oracles: the plain stage's result, and a Trainer client that keeps what it was asked for."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from kubeflow.trainer.backends.kubernetes.backend import KubernetesBackend
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJobSpec
 
 from conversion_retrieval.config import PipelineConfig, parse_config
 from conversion_retrieval.contracts import new_artifact, open_artifact
@@ -49,7 +52,7 @@ class Cluster(KubernetesBackend):
         for option in options:
             option(spec, trainer, self)
         name = spec["metadata"]["name"]
-        self.started.append(SimpleNamespace(name=name, runtime=runtime, trainer=trainer, metadata=spec["metadata"]))
+        self.started.append(SimpleNamespace(name=name, runtime=runtime, trainer=trainer, **spec))
         self.jobs[name] = SimpleNamespace(name=name, status="Created")
         if self.writes:
             self._work(Path(trainer.env["TRAINING_JOB"]))
@@ -68,17 +71,16 @@ class Cluster(KubernetesBackend):
 
 @pytest.fixture
 def start():
-    def run(cluster: Cluster, job_path: Path, queue: str = "") -> None:
-        trainjob.run_train_job(
-            "train-x",
+    def run(cluster: Cluster, job_path: Path) -> None:
+        request = trainjob.NodesRequest(
+            name="train-x",
             job_path=job_path,
+            result_path=job_path.with_name("result.json"),
             image="gpu@sha256:1",
             num_nodes=3,
             gpus_per_node=4,
-            queue=queue,
-            client=cluster,
-            poll_seconds=0.0,
         )
+        trainjob.run_train_job(request, client=cluster, poll_seconds=0.0)
 
     return run
 
@@ -96,7 +98,7 @@ def test_one_process_trains_in_place_with_checkpoints_under_the_key(inputs, tmp_
     called: dict = {}
     monkeypatch.setattr("conversion_retrieval.training.stage.train", lambda **given: called.update(given) or 0.5)
     recall = launch.launch_training(
-        **inputs, model_dir=tmp_path / "model", config=CONFIG, checkpoint_root=tmp_path / "checkpoints"
+        **inputs, model_dir=tmp_path / "model", config=CONFIG, checkpoint_root=tmp_path / "checkpoints", run_id="1"
     )
     assert recall == 0.5
     assert called["checkpoint_dir"] == tmp_path / "checkpoints" / launch.resume_key(**inputs, config=CONFIG)
@@ -128,14 +130,17 @@ def test_training_on_nodes_shares_inputs_fetches_the_model_and_returns_its_recal
     monkeypatch.setattr(trainjob, "_client", lambda: cluster)
     monkeypatch.setenv("TRAINING_IMAGE", "gpu@sha256:1")
     monkeypatch.setenv("TRAINING_QUEUE", "gpus")
+    monkeypatch.setenv("TRAINING_TIMEOUT_SECONDS", "43200")
     monkeypatch.setattr(trainjob.time, "sleep", lambda _: None)
     recall = launch.launch_training(
         **inputs,
         model_dir=tmp_path / "model",
         config=CONFIG,
         checkpoint_root=tmp_path / "shared",
+        run_id="run-1",
         num_nodes=3,
         gpus_per_node=4,
+        node_selector={"accelerator": "nvidia-l4"},
     )
     assert recall == 0.25
     assert open_artifact(tmp_path / "model", kind="model").digest
@@ -145,6 +150,68 @@ def test_training_on_nodes_shares_inputs_fetches_the_model_and_returns_its_recal
     assert started.trainer.resources_per_node == {"gpu": 4}
     assert started.metadata["labels"] == {"kueue.x-k8s.io/queue-name": "gpus"}
     assert Path(started.trainer.env["TRAINING_JOB"]).is_relative_to(tmp_path / "shared")
+    job_spec = TrainerV1alpha1TrainJobSpec.from_dict({**started.spec, "runtimeRef": {"name": started.runtime}})
+    assert job_spec.active_deadline_seconds == 43200
+    (job,) = job_spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
+    assert job.name == "node"
+    assert job.template.spec.template.spec.node_selector == {"accelerator": "nvidia-l4"}
+
+
+@pytest.fixture
+def trainings(inputs, tmp_path, monkeypatch):
+    """Trains with a stage that only leaves a checkpoint, as the run of the given id; what it found there before."""
+
+    def train(**given) -> float:
+        found.append(sorted(path.name for path in given["checkpoint_dir"].glob("step-*")))
+        (given["checkpoint_dir"] / f"step-{len(found)}").mkdir(parents=True)
+        return 0.5
+
+    def run(run_id: str, config: PipelineConfig = CONFIG) -> list[str]:
+        launch.launch_training(
+            **inputs,
+            model_dir=tmp_path / "model",
+            config=config,
+            checkpoint_root=tmp_path / "checkpoints",
+            run_id=run_id,
+        )
+        return found[-1]
+
+    found: list[list[str]] = []
+    monkeypatch.setattr("conversion_retrieval.training.stage.train", train)
+    return run
+
+
+def test_another_run_does_not_take_a_finished_training_for_its_own(trainings, capsys):
+    assert trainings("run-1") == []
+    assert trainings("run-2") == []
+    assert "an earlier run finished this training; starting anew" in capsys.readouterr().err
+
+
+def test_the_same_run_finds_the_training_that_it_finished(trainings):
+    """Its pod was lost after the training and before the model was stored."""
+    trainings("run-1")
+    assert trainings("run-1") == ["step-1"]
+
+
+def test_another_run_goes_on_from_a_training_that_was_interrupted(trainings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "FINISHED_FILE", "killed-before-this-was-written")
+        trainings("run-1")
+    assert trainings("run-2") == ["step-1"]
+
+
+def test_finished_trainings_of_other_data_are_removed_after_a_day(trainings, tmp_path):
+    other = replace(CONFIG, training=replace(CONFIG.training, seed=1))
+    trainings("run-1", other)
+    trainings("run-2")
+    (marker,) = [
+        p for p in tmp_path.glob("checkpoints/*/finished.json") if json.loads(p.read_text())["run_id"] == "run-1"
+    ]
+    two_days_ago = marker.stat().st_mtime - 2 * 24 * 60 * 60
+    os.utime(marker, (two_days_ago, two_days_ago))
+    trainings("run-3")
+    assert not marker.parent.exists()
+    assert len(list(tmp_path.glob("checkpoints/*"))) == 1
 
 
 def test_a_restarted_stage_awaits_the_job_that_runs_already(start, tmp_path):
@@ -161,6 +228,33 @@ def test_a_failed_job_of_an_earlier_attempt_is_replaced(start, tmp_path):
     start(cluster, tmp_path / "job.json")
     assert cluster.deleted == ["train-x"]
     assert [job.name for job in cluster.started] == ["train-x"]
+
+
+def test_a_complete_job_of_an_earlier_attempt_is_taken_while_its_result_is_there(start, tmp_path):
+    cluster = Cluster([], writes=False)
+    cluster.jobs["train-x"] = SimpleNamespace(name="train-x", status="Complete")
+    (tmp_path / "result.json").write_text("{}")
+    start(cluster, tmp_path / "job.json")
+    assert not cluster.started
+    (tmp_path / "result.json").unlink()
+    cluster.states += ["Complete", "Complete"]
+    start(cluster, tmp_path / "job.json")
+    assert cluster.deleted == ["train-x"]
+    assert [job.name for job in cluster.started] == ["train-x"]
+
+
+def test_sigterm_deletes_the_job_whose_gpus_nobody_else_would_free(start, tmp_path):
+    class Terminated(Cluster):
+        def list_jobs(self) -> list[SimpleNamespace]:
+            if self.jobs:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().list_jobs()
+
+    cluster = Terminated(["Running", "Running"], writes=False)
+    with pytest.raises(SystemExit) as exit_:
+        start(cluster, tmp_path / "job.json")
+    assert exit_.value.code == 128 + signal.SIGTERM
+    assert cluster.deleted == ["train-x"]
 
 
 def test_a_failing_job_is_a_user_error_that_names_it(start, tmp_path):

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +23,11 @@ from conversion_retrieval.progress import say
 
 IMAGE_VARIABLE: Final = "TRAINING_IMAGE"
 QUEUE_VARIABLE: Final = "TRAINING_QUEUE"
+TIMEOUT_VARIABLE: Final = "TRAINING_TIMEOUT_SECONDS"
 RESULT_FILE: Final = "result.json"
 JOB_FILE: Final = "job.json"
+FINISHED_FILE: Final = "finished.json"
+KEEP_FINISHED_SECONDS: Final = 24 * 60 * 60
 SECTIONS: Final = ("losses", "model", "training")
 
 
@@ -42,9 +47,8 @@ class TrainingJob:
         return self.checkpoint_dir / RESULT_FILE
 
     def write(self) -> Path:
-        """Write the job file beside the checkpoints, and forget an earlier attempt's result."""
+        """Write the job file beside the checkpoints."""
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        self.result_path.unlink(missing_ok=True)
         values: dict[str, Any] = {name: str(getattr(self, name)) for name in _PATHS}
         path = self.checkpoint_dir / JOB_FILE
         write_json(path, values | {"config": config_values(self.config)})
@@ -78,14 +82,17 @@ def launch_training(
     model_dir: Path,
     config: PipelineConfig,
     checkpoint_root: Path,
+    run_id: str,
     num_nodes: int = 1,
     gpus_per_node: int = 1,
+    node_selector: Mapping[str, str] | None = None,
 ) -> float:
     """The ``train`` stage on whatever is there; returns the best validation recall.
 
-    Checkpoints go below ``checkpoint_root`` under a name made of the inputs' digests and the configuration: a retried
-    pod or a repeated run finds its own, a changed one starts afresh. With ``num_nodes`` above 1, ``checkpoint_root``
-    must be a volume that all nodes mount at the same path.
+    Checkpoints go below ``checkpoint_root`` under a name made of the inputs' digests and the configuration: a training
+    that was interrupted finds its own, in whichever run, a changed one starts afresh. One that another run finished
+    is no reason to skip this one: it is removed, and training starts anew. With ``num_nodes`` above 1,
+    ``checkpoint_root`` must be a volume that all nodes mount at the same path; ``node_selector`` chooses those nodes.
     """
     job = TrainingJob(
         features_dir=features_dir,
@@ -94,17 +101,44 @@ def launch_training(
         checkpoint_dir=checkpoint_root / resume_key(features_dir, spec_dir, config),
         config=config,
     )
+    forget_finished(job.checkpoint_dir, run_id)
+    recall = _train(job, num_nodes, gpus_per_node, node_selector or {})
+    job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    write_json(job.checkpoint_dir / FINISHED_FILE, {"run_id": run_id})
+    return recall
+
+
+def forget_finished(checkpoint_dir: Path, run_id: str) -> None:
+    """Remove the checkpoints of trainings that other runs finished: of this training at once, of others after a day.
+
+    Those of this run stay: its own pod, started again after the training, takes the result from there.
+    """
+    for marker in checkpoint_dir.parent.glob(f"*/{FINISHED_FILE}"):
+        is_ours = marker.parent == checkpoint_dir
+        try:
+            if json.loads(marker.read_text())["run_id"] == run_id:
+                continue
+            is_old = time.time() - marker.stat().st_mtime > KEEP_FINISHED_SECONDS
+        except (OSError, ValueError, KeyError):  # another run is removing it
+            continue
+        if is_ours:
+            say("train: an earlier run finished this training; starting anew")
+        if is_ours or is_old:
+            shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _train(job: TrainingJob, num_nodes: int, gpus_per_node: int, node_selector: Mapping[str, str]) -> float:
     if num_nodes > 1:
-        return _train_on_nodes(job, num_nodes, gpus_per_node)
-    if (processes := local_gpus(config)) > 1:
+        return _train_on_nodes(job, num_nodes, gpus_per_node, node_selector)
+    if (processes := local_gpus(job.config)) > 1:
         return _train_on_gpus(job, processes)
     from conversion_retrieval.training.stage import train
 
     return train(
-        features_dir=features_dir,
-        spec_dir=spec_dir,
-        model_dir=model_dir,
-        config=config,
+        features_dir=job.features_dir,
+        spec_dir=job.spec_dir,
+        model_dir=job.model_dir,
+        config=job.config,
         checkpoint_dir=job.checkpoint_dir,
         log_dir=job.checkpoint_dir / "tensorboard",
     )
@@ -138,15 +172,16 @@ def torchrun_command(job_path: Path, processes: int) -> list[str]:
 
 def _train_on_gpus(job: TrainingJob, processes: int) -> float:
     say(f"train: {processes} GPUs, one process each")
+    job.result_path.unlink(missing_ok=True)
     completed = subprocess.run(torchrun_command(job.write(), processes), check=False)  # noqa: S603 - our own command
     if completed.returncode:
         raise UserError(f"expected {processes} training processes to end well, found exit code {completed.returncode}")
     return job.result()
 
 
-def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int) -> float:
+def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int, node_selector: Mapping[str, str]) -> float:
     """Share the inputs through the checkpoint volume, let the TrainJob train there, and fetch the model."""
-    from conversion_retrieval.training.trainjob import run_train_job
+    from conversion_retrieval.training.trainjob import NodesRequest, run_train_job
 
     if not (image := os.environ.get(IMAGE_VARIABLE, "")):
         raise UserError(f"expected the training image in {IMAGE_VARIABLE}, found none: compile with --train-nodes")
@@ -158,15 +193,19 @@ def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int) -> flo
         checkpoint_dir=workspace,
         config=job.config,
     )
-    name = f"train-{workspace.name}"
-    run_train_job(
-        name,
-        job_path=shared.write(),
+    job_path = shared.write()
+    request = NodesRequest(
+        name=f"train-{workspace.name}",
+        job_path=job_path,
+        result_path=shared.result_path,
         image=image,
         num_nodes=num_nodes,
         gpus_per_node=gpus_per_node,
+        node_selector=node_selector,
         queue=os.environ.get(QUEUE_VARIABLE, ""),
+        timeout_seconds=int(os.environ.get(TIMEOUT_VARIABLE, "0")),
     )
+    run_train_job(request)
     recall = shared.result()
     _shared_copy(shared.model_dir, job.model_dir)
     return recall

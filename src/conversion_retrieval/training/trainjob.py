@@ -1,44 +1,60 @@
 """Training on several nodes: a Kubeflow Trainer ``TrainJob``, started once, awaited, found again after a restart."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
+from conversion_retrieval.training.interruption import Interrupted, StopRequest, stop_on_sigterm
 
 RUNTIME: Final = "conversion-retrieval-torch"
+REPLICATED_JOB: Final = "node"
 JOB_VARIABLE: Final = "TRAINING_JOB"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-POLL_SECONDS: Final = 15.0
+POLL_SECONDS: Final = 5.0
 COMPLETE, FAILED = "Complete", "Failed"
 
 
-def run_train_job(
-    name: str,
-    *,
-    job_path: Path,
-    image: str,
-    num_nodes: int,
-    gpus_per_node: int,
-    queue: str = "",
-    client: Any = None,
-    poll_seconds: float = POLL_SECONDS,
-) -> None:
-    """Start the TrainJob ``name`` on the cluster's runtime, or find it running, and wait until it is complete.
+@dataclass(frozen=True, kw_only=True)
+class NodesRequest:
+    """What is asked of the cluster: ``num_nodes`` pods of ``image``, each with ``gpus_per_node`` GPUs.
 
-    The caller's timeout is the limit: a stage that is stopped while waiting finds the job again under its name.
-    Raises ``UserError`` when the job fails; a failed job of an earlier attempt is deleted and started again.
+    The pods read ``job_path``, and the first one writes ``result_path`` when all is done. ``timeout_seconds`` is the
+    cluster's limit on the job, 0 for none.
+    """
+
+    name: str
+    job_path: Path
+    result_path: Path
+    image: str
+    num_nodes: int
+    gpus_per_node: int
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    queue: str = ""
+    timeout_seconds: int = 0
+
+
+def run_train_job(request: NodesRequest, *, client: Any = None, poll_seconds: float = POLL_SECONDS) -> None:
+    """Start the TrainJob on the cluster's runtime, or find it running, and wait until it is complete.
+
+    A stage that vanishes while waiting finds the job again under its name; one that is told to stop (SIGTERM: the run
+    was terminated, or its pod evicted) deletes the job first, because nobody would free its GPUs: the checkpoints
+    stay. Raises ``UserError`` when the job fails, ``Interrupted`` after SIGTERM. A failed job of an earlier attempt,
+    and a complete one whose result is gone, are deleted and started again.
     """
     client = client or _client()
-    status = _status(client, name)
-    if status == FAILED:
-        client.delete_job(name)
-        _wait_until_gone(client, name, poll_seconds)
+    status = _status(client, request.name)
+    if status == FAILED or (status == COMPLETE and not request.result_path.exists()):
+        client.delete_job(request.name)
+        _wait_until_gone(client, request.name, poll_seconds)
         status = None
-    if status is None:
-        _start(client, name, _trainer(job_path, image, num_nodes, gpus_per_node), queue)
-    _wait(client, name, poll_seconds)
+    with stop_on_sigterm() as stop:
+        if status is None:
+            _start(client, request)
+        _wait(client, request.name, poll_seconds, stop)
 
 
 def _client() -> Any:
@@ -51,24 +67,43 @@ def _client() -> Any:
     return TrainerClient()
 
 
-def _trainer(job_path: Path, image: str, num_nodes: int, gpus_per_node: int) -> Any:
+def _start(client: Any, request: NodesRequest) -> None:
     from kubeflow.trainer import CustomTrainerContainer
 
-    return CustomTrainerContainer(
-        image=image,
-        num_nodes=num_nodes,
-        resources_per_node={"gpu": gpus_per_node},
-        env={JOB_VARIABLE: str(job_path)},
+    trainer = CustomTrainerContainer(
+        image=request.image,
+        num_nodes=request.num_nodes,
+        resources_per_node={"gpu": request.gpus_per_node},
+        env={JOB_VARIABLE: str(request.job_path)},
     )
+    say(f"train: TrainJob {request.name} on {request.num_nodes} nodes")
+    client.train(runtime=RUNTIME, trainer=trainer, options=_options(request))
 
 
-def _start(client: Any, name: str, trainer: Any, queue: str) -> None:
+def _options(request: NodesRequest) -> list[Any]:
     from kubeflow.trainer.options.common import Name
-    from kubeflow.trainer.options.kubernetes import Labels
+    from kubeflow.trainer.options.kubernetes import ActiveDeadlineSeconds, Labels
 
-    options = [Name(name), *([Labels({QUEUE_LABEL: queue})] if queue else [])]
-    say(f"train: TrainJob {name} on {trainer.num_nodes} nodes")
-    client.train(runtime=RUNTIME, trainer=trainer, options=options)
+    options: list[Any] = [Name(request.name)]
+    if request.queue:
+        options.append(Labels({QUEUE_LABEL: request.queue}))
+    if request.node_selector:
+        options.append(_on_nodes(request.node_selector))
+    if request.timeout_seconds:
+        options.append(ActiveDeadlineSeconds(request.timeout_seconds))
+    return options
+
+
+def _on_nodes(node_selector: Mapping[str, str]) -> Any:
+    """The runtime's pods with these node labels added to its own."""
+    from kubeflow.trainer.options import kubernetes as options
+
+    pod = options.PodTemplatePatch(spec=options.PodSpecPatch(node_selector=dict(node_selector)))
+    job = options.ReplicatedJobPatch(
+        name=REPLICATED_JOB, template=options.JobTemplatePatch(spec=options.JobSpecPatch(template=pod))
+    )
+    job_set = options.JobSetTemplatePatch(spec=options.JobSetSpecPatch(replicated_jobs=[job]))
+    return options.RuntimePatch(training_runtime_spec=options.TrainingRuntimeSpecPatch(template=job_set))
 
 
 def _status(client: Any, name: str) -> str | None:
@@ -77,11 +112,15 @@ def _status(client: Any, name: str) -> str | None:
     return None if job is None else str(job.status)
 
 
-def _wait(client: Any, name: str, poll_seconds: float) -> None:
+def _wait(client: Any, name: str, poll_seconds: float, stop: StopRequest) -> None:
     last = ""
     while (status := _status(client, name)) != COMPLETE:
         if status == FAILED or status is None:
             raise UserError(f"expected TrainJob {name} to complete, found it {status or 'deleted'}: see its pods' logs")
+        if stop.received:
+            client.delete_job(name)
+            say(f"train: stopped by SIGTERM; TrainJob {name} is deleted, its checkpoints stay")
+            raise Interrupted
         if status != last:
             say(f"train: TrainJob {name} is {status}")
             last = status

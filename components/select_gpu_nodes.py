@@ -1,0 +1,15 @@
+"""Stage ``select_gpu_nodes``: the type of GPU that a person chose, as the node selector of the training pods."""
+
+from typing import Dict  # noqa: UP035 - kfp reads this spelling only
+
+from kfp import dsl
+
+from components.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def select_gpu_nodes(gpu_type: str, type_label: str, pool: Dict[str, str]) -> Dict[str, str]:  # noqa: UP006
+    """Labels of the nodes to train on: the backend takes a node selector whole, and only from a parameter."""
+    from conversion_retrieval.training.gpu_nodes import gpu_node_selector as stage
+
+    return stage(gpu_type, type_label=type_label, pool=pool)
