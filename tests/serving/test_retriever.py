@@ -1,6 +1,7 @@
 """Candidates from a trained bundle. Oracle: the dataset reader's query arrays, a brute-force ranking of all items."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving.commands import read_user_events, retrieve_requests, retrieve_user
 from conversion_retrieval.serving.requests import Request, UserEvents, inline_events
@@ -218,10 +221,48 @@ def test_requests_of_the_wrong_shape_are_one_line(
 
 
 def test_altered_bundle_is_not_served(run: Run, tmp_path: Path) -> None:
-    from conversion_retrieval.registry.decision import ChampionState
-
     bundle_dir, _ = run.bundle(tmp_path, ChampionState(status="absent"))
     with (bundle_dir / "items.parquet").open("ab") as file:
         file.write(b"x")
     with pytest.raises(CorruptArtifactError, match=r"items\.parquet"):
         Retriever.open(bundle_dir)
+
+
+def recorded_by_another_release(run: Run, root: Path, remove: str) -> Path:
+    """A whole bundle of release 0.0.9 whose configuration lacks ``section.option``."""
+    bundle_dir, _ = run.bundle(root, ChampionState(status="absent"))
+    path, (section, option) = bundle_dir / "model" / "config.json", remove.split(".")
+    values = json.loads(path.read_text())
+    del values[section][option]
+    path.write_text(json.dumps(values))
+    inputs = read_manifest(bundle_dir, kind="bundle").inputs
+    for kind in ("model", "index"):
+        old = read_manifest(bundle_dir / kind, kind=kind)
+        links = old.inputs | ({"model": inputs["model"]} if kind == "index" else {})
+        inputs[kind] = write_manifest(bundle_dir / kind, kind=kind, inputs=links, metadata=old.metadata).digest
+        edit_manifest(bundle_dir / kind, package_version="0.0.9")
+    metadata = read_manifest(bundle_dir, kind="bundle").metadata
+    write_manifest(bundle_dir, kind="bundle", inputs=inputs, metadata=metadata)
+    return bundle_dir
+
+
+def edit_manifest(directory: Path, **changes: object) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_older_bundle_without_an_option_that_answers_depend_on_is_refused_by_release(
+    run: Run, tmp_path: Path
+) -> None:
+    bundle_dir = recorded_by_another_release(run, tmp_path, "model.popularity_bias")
+    with pytest.raises(CorruptArtifactError, match=r"release 0\.0\.9: model\.popularity_bias is missing; use release"):
+        Retriever.open(bundle_dir)
+
+
+def test_an_older_bundle_without_an_option_of_training_answers_as_before(
+    run: Run, retriever: Retriever, events: UserEvents, dataset: FeatureDataset, tmp_path: Path
+) -> None:
+    older = Retriever.open(recorded_by_another_release(run, tmp_path, "training.seed"))
+    split = dataset.split("test")
+    requests = requests_of(dataset, split, some_rows(split), k=10)
+    assert ask(older, events, requests) == ask(retriever, events, requests)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conversion_retrieval.config import PipelineConfig, parse_config
+from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import CorruptArtifactError
 from conversion_retrieval.features.dataset import FeatureDataset, Split
@@ -21,6 +21,7 @@ from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.model.inputs import EntityInputs, QueryInputs, as_tensor, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
 from conversion_retrieval.model.two_tower import SERVED_HEAD, TwoTower, make_model
+from conversion_retrieval.recorded_config import recorded_config
 from conversion_retrieval.training.devices import choose_device
 
 ITEM_BLOCK = 65_536
@@ -122,7 +123,8 @@ def load_model(model_dir: Path | str, *, device: str = "auto") -> LoadedModel:
     """Open a model artifact. Raises ``CorruptArtifactError`` where its files do not fit together."""
     directory = Path(model_dir)
     manifest = open_artifact(directory, kind="model")
-    config = parse_config(json.loads((directory / "config.json").read_text()), where=str(directory / "config.json"))
+    path = directory / "config.json"
+    config = recorded_config(json.loads(path.read_text()), release=manifest.package_version, where=str(path))
     spec = FeatureSpec.load(directory / "spec")
     chosen = choose_device(device)
     model = make_model(InputSizes.of(spec), config.model).to(chosen)
