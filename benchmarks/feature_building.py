@@ -3,10 +3,11 @@
     python benchmarks/feature_building.py [--events 10000000] [--compare-events 2000000]
 
 Every measurement runs in a fresh process. ``build`` is the whole stage, from a snapshot on disk to both artifacts,
-digests and syncs included, for N/2 and N events. The comparison is its history and aggregate part alone, for a query
-at every click: the history's end, counts of the five event types over three windows and all time, and the time since
-the last of each, written with Polars' as-of joins over running counts and with DuckDB's range windows. Ours computes
-distinct items and advertisers on top. Time runs from after the imports.
+digests and syncs included, for N/2 and N events, and for the compared number on threads and on Dask in the process.
+The comparison is its history and aggregate part alone, for a query at every click: the history's end, counts of the
+five event types over three windows and all time, and the time since the last of each, written with Polars' as-of joins
+over running counts and with DuckDB's range windows. Ours computes distinct items and advertisers on top. Time runs
+from after the imports.
 """
 
 import argparse
@@ -94,18 +95,23 @@ def _events(random: np.random.Generator, users: np.ndarray, edges: np.ndarray) -
     )
 
 
-def build(snapshot_dir: Path, output_dir: Path) -> int:
+def build(snapshot_dir: Path, output_dir: Path, *overrides: str) -> int:
     """The whole stage."""
-    from conversion_retrieval.config import PipelineConfig
+    from conversion_retrieval.config import load_config
     from conversion_retrieval.features.build import build_features
 
     build_features(
         snapshot_dir=snapshot_dir,
         features_dir=output_dir / "features",
         spec_dir=output_dir / "spec",
-        config=PipelineConfig(),
+        config=load_config(None, overrides),
     )
     return json.loads((output_dir / "features/features.json").read_text())["counts"]["train"]["queries"]
+
+
+def build_on_dask(snapshot_dir: Path, output_dir: Path) -> int:
+    """The whole stage with its partitions on a Dask cluster in the process."""
+    return build(snapshot_dir, output_dir, "features.use_dask=true")
 
 
 def ours(snapshot_dir: Path, _: Path) -> int:
@@ -201,9 +207,9 @@ def with_duckdb(snapshot_dir: Path, output_dir: Path) -> int:
     return pq.read_metadata(target).num_rows
 
 
-WORK = {"build": build, "ours": ours, "polars": with_polars, "duckdb": with_duckdb}
+WORK = {"build": build, "dask": build_on_dask, "ours": ours, "polars": with_polars, "duckdb": with_duckdb}
 LIBRARY = ("pandas", "conversion_retrieval.config", "conversion_retrieval.features.build")
-IMPORTS = {"build": LIBRARY, "ours": LIBRARY, "polars": ("polars",), "duckdb": ("duckdb",)}
+IMPORTS = {"build": LIBRARY, "dask": LIBRARY, "ours": LIBRARY, "polars": ("polars",), "duckdb": ("duckdb",)}
 
 
 def measure(name: str, snapshot_dir: Path, scratch_dir: Path) -> dict[str, float]:
@@ -251,6 +257,13 @@ def report(scratch_dir: Path, num_events: int, compare_events: int) -> None:
         )
     print(f"twice the events take {seconds[num_events] / seconds[num_events // 2]:.2f}x the time")
     write_snapshot(scratch_dir / "snapshot", compare_events)
+    threads, dask = (measure(name, scratch_dir / "snapshot", scratch_dir) for name in ("build", "dask"))
+    print(
+        f"build {compare_events:,} events: {threads['seconds']:.1f} s on threads, "
+        f"{dask['seconds']:.1f} s on Dask in the process ({dask['seconds'] / threads['seconds']:.2f}x; "
+        f"{threads['cpu']:.1f} and {dask['cpu']:.1f} s of processor time)",
+        flush=True,
+    )
     results = {name: measure(name, scratch_dir / "snapshot", scratch_dir) for name in ("ours", "polars", "duckdb")}
     for name, done in results.items():
         ratio = done["seconds"] / results["ours"]["seconds"]

@@ -42,19 +42,6 @@ def test_shuffled_input_changes_no_byte(rows, digests, tmp_path):
     assert build_world(tmp_path, shuffled, parts=3).digests == digests
 
 
-def test_a_dask_cluster_changes_no_byte(rows, digests, tmp_path):
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-    ) as cluster:
-        features = {
-            "aggregate_windows_days": [1, 5],
-            "num_partitions": 4,
-            "dask_address": cluster.scheduler_address,
-        }
-        assert build_world(tmp_path, rows, config=short_config(features=features)).digests == digests
-
-
 def test_group_borders_of_the_output_change_no_content(rows, tmp_path, monkeypatch):
     whole = build_world(tmp_path / "whole", rows)
     monkeypatch.setattr("conversion_retrieval.features.merge.QUERIES_PER_GROUP", 7)

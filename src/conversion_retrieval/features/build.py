@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import LabelConfig
 from conversion_retrieval.features.coverage import coverage
 from conversion_retrieval.features.events import EventScan, event_files, scan_events
+from conversion_retrieval.features.execution import run_partitions
 from conversion_retrieval.features.inference import Entities, infer
 from conversion_retrieval.features.label_statistics import (
     attribution_counts,
@@ -26,7 +28,7 @@ from conversion_retrieval.features.label_statistics import (
     weight_statistics,
 )
 from conversion_retrieval.features.merge import SplitFiles, load, order_queries, write_history
-from conversion_retrieval.features.partitions import SPLITS, Plan, make_partitions, run_partitions
+from conversion_retrieval.features.partitions import SPLITS, Plan, make_partitions
 from conversion_retrieval.features.performance import BinnedCounts, merge_counts, snapshot_grid
 from conversion_retrieval.features.performance_files import PerformanceSummary, write_performance
 from conversion_retrieval.features.spec import SPEC_FILE, FeatureSpec, Statistic, read_spec
@@ -54,16 +56,32 @@ def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, co
     inputs = {"snapshot": manifest.digest}
     template = _template(config.features.spec_path)
     Path(features_dir).parent.mkdir(parents=True, exist_ok=True)
+    scratch_parent = Path(config.features.shared_dir or Path(features_dir).parent)
     with (
-        tempfile.TemporaryDirectory(prefix=".build_features.", dir=Path(features_dir).parent) as scratch,
+        _scratch_directory(scratch_parent) as scratch,
         new_artifact(features_dir, kind="features", inputs=inputs) as features,
         new_artifact(spec_dir, kind="spec", inputs=inputs) as spec,
     ):
-        built = _Build(snapshot_dir, config, template, Path(scratch))
+        if config.features.shared_dir:  # workers of a cluster read the events there
+            shutil.copytree(snapshot_dir / "events", scratch / "snapshot" / "events")
+        files = event_files(scratch / "snapshot" if config.features.shared_dir else snapshot_dir)
+        built = _Build(snapshot_dir, files, config, template, scratch)
         built.run()
         built.write(features, spec)
         if (snapshot_dir / PROFILE).exists():  # travels into the bundle, for the drift check of later runs
             shutil.copyfile(snapshot_dir / PROFILE, features / PROFILE)
+
+
+@contextmanager
+def _scratch_directory(parent: Path) -> Iterator[Path]:
+    """A directory for the partitions' arrays, gone afterwards."""
+    try:
+        # A worker of a cluster may still be writing when another one's partition has failed.
+        scratch = tempfile.TemporaryDirectory(prefix=".build_features.", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"expected a directory to write partitions to at {parent}, found: {error}") from None
+    with scratch as directory:
+        yield Path(directory)
 
 
 def _template(spec_path: str) -> FeatureSpec | None:
@@ -121,10 +139,15 @@ class _Build:
     """One run of the stage: plan, partitions, then files."""
 
     def __init__(
-        self, snapshot_dir: Path, config: "PipelineConfig", template: FeatureSpec | None, scratch_dir: Path
+        self,
+        snapshot_dir: Path,
+        files: Sequence[Path],
+        config: "PipelineConfig",
+        template: FeatureSpec | None,
+        scratch_dir: Path,
     ) -> None:
         self._config, self._template = config, template
-        self._files = event_files(snapshot_dir)
+        self._files = files
         self._scratch_dir = scratch_dir
         self._items = _read_items(snapshot_dir / "items.parquet")
         self._advertiser = advertiser_codes(self._items)
@@ -164,7 +187,7 @@ class _Build:
             scratch_dir=self._scratch_dir,
         )
         partitions = make_partitions(self._scan.offsets, self._users.event_rows, config.features.num_partitions)
-        self._directories = run_partitions(plan, partitions, address=config.features.dask_address)
+        self._directories = run_partitions(plan, partitions, config.features)
 
     def write(self, features_dir: Path, spec_dir: Path) -> None:
         """Write every file of both artifacts."""

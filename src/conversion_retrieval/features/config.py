@@ -95,7 +95,11 @@ class FeatureConfig:
     max_plain_item_ids: int = 1_000_000
     item_id_buckets: int = 0  # 0 is plain ids where allowed, else one bucket an item
     num_partitions: int = 0  # 0 chooses from the number of events
+    # Partitions run on threads, or with ``use_dask`` on a Dask cluster in this process, or on that at ``dask_address``.
+    use_dask: bool = False
     dask_address: str = ""
+    # Where the stage and the workers of a cluster meet; empty: they see snapshot and output under the same paths.
+    shared_dir: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a history of negative length and windows that are not positive."""

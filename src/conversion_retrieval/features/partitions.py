@@ -1,14 +1,12 @@
-"""The work on one range of users, and running it for all: in this process, or on a Dask cluster.
+"""The work on one range of users.
 
 A partition reads its own rows, writes its results as plain arrays into a scratch directory and returns nothing
 large, so the same function serves threads and machines (which must share that directory). Nothing in a result
 depends on where the partition's borders lie.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import shutil
+import uuid
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.attribution import LabelledEvents, is_conversion, label_events
 from conversion_retrieval.features.config import FeatureConfig, LabelConfig, SplitConfig
 from conversion_retrieval.features.events import EventBlock, ItemIndex, read_block
@@ -35,7 +32,6 @@ from conversion_retrieval.features.queries import (
 )
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
 from conversion_retrieval.features.windows import FOREVER, SplitWindows
-from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES
 
 SPLITS: Final = ("train", "validation", "test")
@@ -89,9 +85,24 @@ def make_partitions(
 
 
 def build_partition(plan: Plan, partition: Partition) -> Path:
-    """Do all work on one partition's users; returns the directory that holds the arrays."""
+    """Do all work on one partition's users; returns the directory that holds the arrays.
+
+    It appears when complete. Done twice, as a cluster does after losing a worker, it is there once.
+    """
     directory = plan.scratch_dir / f"{partition.index:06d}"
-    directory.mkdir()
+    working_dir = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
+    working_dir.mkdir()
+    _build(plan, partition, working_dir)
+    try:
+        working_dir.rename(directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        shutil.rmtree(working_dir)
+    return directory
+
+
+def _build(plan: Plan, partition: Partition, directory: Path) -> None:
     block = read_block(plan.files, partition.event_offsets, plan.items, plan.surfaces)
     block = block.select(block.available < plan.windows.known_until)
     known = timeline(block)
@@ -114,60 +125,6 @@ def build_partition(plan: Plan, partition: Partition) -> Path:
             distinct=windowed or name != "train",
         )
         _save_split(directory / name, plan, partition, block, known, history, queries, found)
-    return directory
-
-
-def run_partitions(plan: Plan, partitions: Sequence[Partition], *, address: str = "") -> list[Path]:
-    """Build all partitions, on the Dask cluster at ``address`` or on threads; directories in partition order."""
-    results: list[Path | None] = [None] * len(partitions)
-    with _executor(address) as submit, meter("partitions", total=len(partitions), unit="partitions") as progress:
-        for position, result in submit(plan, partitions):
-            results[position] = result
-            progress.advance()
-    return [path for path in results if path is not None]
-
-
-@contextmanager
-def _executor(address: str) -> Iterator[Any]:
-    if address:
-        with _dask_client(address) as client:
-            yield lambda plan, partitions: _on_dask(client, plan, partitions)
-    else:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            yield lambda plan, partitions: _on_threads(pool, plan, partitions)
-
-
-def _on_threads(pool: ThreadPoolExecutor, plan: Plan, partitions: Sequence[Partition]) -> Iterator[tuple[int, Path]]:
-    futures: dict[Future[Path], int] = {pool.submit(build_partition, plan, p): p.index for p in partitions}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _on_dask(client: Any, plan: Plan, partitions: Sequence[Partition]) -> Iterator[tuple[int, Path]]:
-    from distributed import as_completed as dask_as_completed
-
-    shared = client.scatter(plan, broadcast=True)
-    submitted = [client.submit(build_partition, shared, p, pure=False) for p in partitions]
-    position = {future.key: index for index, future in enumerate(submitted)}
-    for future in dask_as_completed(submitted):  # type: ignore[no-untyped-call] # distributed has no types
-        yield position[future.key], future.result()
-
-
-def _dask_client(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UserError(
-            "features.dask_address is set, found no dask: install it with pip install 'conversion-retrieval[dask]'"
-        ) from None
-    try:
-        return Client(address, timeout="30s")  # type: ignore[no-untyped-call] # distributed has no types
-    except (OSError, TimeoutError, ValueError) as error:
-        raise UserError(f"features.dask_address: expected a Dask scheduler at {address}, found: {error}") from None
 
 
 def _save_history(directory: Path, history: Timeline) -> None:
