@@ -81,6 +81,8 @@ def test_an_item_unseen_in_training_has_no_memory():
     assert made.items(torch.tensor([0, 2])).tolist() == [[0.0] * DIM, [1.0] * DIM]
 
 
-def test_cosine_scores_refuse_a_memory():
-    with pytest.raises(ValueError, match="needs normalize: false"):
-        ModelConfig(memory_dim=8)
+def test_memory_weighs_in_logits_whatever_the_score_is_divided_by(memory):
+    scaled = Memory(NUM_IDS, CONFIG, scale=0.07)
+    scaled.factors.copy_(memory.factors)
+    queries = _queries([[0, 1]], [[2, 2]], [[1.0, 1.0]])
+    torch.testing.assert_close(scaled.queries(queries, ID_CODE) / 0.07, memory.queries(queries, ID_CODE))

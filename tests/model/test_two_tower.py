@@ -23,6 +23,7 @@ VARIANTS = {
     "hashed": dataclasses.replace(CONFIG, item_id_embedding="hashed"),
     "no_history": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="none")),
     "memory": dataclasses.replace(CONFIG, normalize=False, memory_dim=6),
+    "memory_of_cosines": dataclasses.replace(CONFIG, memory_dim=6),
     "recency_mean": dataclasses.replace(CONFIG, history=HistoryConfig(encoder="recency_mean")),
 }
 

@@ -75,7 +75,7 @@ class ModelConfig:
     item_tower: TowerConfig = field(default_factory=TowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
     # Frozen factors of what users had, appended to both vectors (see ``model.memory``); 0 leaves them out. Worth it
-    # where people buy the same things again. The weight is in the scale of raw inner products, so not with normalize.
+    # where people buy the same things again. The weight is that of the inner product in logits.
     memory_dim: int = 0
     memory_weight: float = 60.0
     memory_half_life_days: float = 120.0
@@ -93,5 +93,3 @@ class ModelConfig:
             )
         if self.memory_dim < 0 or self.memory_weight < 0 or self.memory_half_life_days <= 0:
             raise ValueError("memory_dim and memory_weight must not be negative, memory_half_life_days positive")
-        if self.memory_dim and self.normalize:
-            raise ValueError("memory_dim needs normalize: false, its weight is in the scale of raw inner products")

@@ -16,13 +16,16 @@ from conversion_retrieval.model.inputs import QueryInputs
 
 
 class Memory(nn.Module):
-    """Item side: the item's factors. Query side: the factors of the history, weighted by decayed log counts."""
+    """Item side: the item's factors. Query side: the factors of the history, weighted by decayed log counts.
+
+    ``scale`` is what the loss divides scores by, so that ``ModelConfig.memory_weight`` is in logits.
+    """
 
     factors: Tensor
 
-    def __init__(self, num_ids: int, config: ModelConfig) -> None:
+    def __init__(self, num_ids: int, config: ModelConfig, *, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight, self.half_life_days = config.memory_weight, config.memory_half_life_days
+        self.weight, self.half_life_days = scale * config.memory_weight, config.memory_half_life_days
         self.register_buffer("factors", torch.zeros(num_ids, config.memory_dim))
 
     def items(self, id_code: Tensor) -> Tensor:

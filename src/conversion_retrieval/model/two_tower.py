@@ -152,7 +152,8 @@ class TwoTower(nn.Module):
         has_bias = config.popularity_bias and sizes.item_performance > 0
         scale = START_TEMPERATURE if config.normalize else 1.0
         self.bias = PopularityBias(sizes, self.query_tower.preference_dim, scale=scale) if has_bias else None
-        self.memory = Memory(sizes.items.num_ids, config) if config.memory_dim and sizes.items.num_ids > 1 else None
+        has_memory = config.memory_dim > 0 and sizes.items.num_ids > 1
+        self.memory = Memory(sizes.items.num_ids, config, scale=scale) if has_memory else None
 
     @property
     def output_dim(self) -> int:

@@ -23,6 +23,8 @@ class TrainingConfig:
     warmup_steps: int = 50
     decay: Literal["cosine", "constant"] = "cosine"
     max_gradient_norm: float = 1.0
+    # Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
+    average_decay: float = 0.99
     early_stopping_metric: str = "conversion/recall@100"
     patience: int = 3  # validations without improvement
     validate_every_steps: int = 0  # 0 is once an epoch
@@ -46,6 +48,8 @@ class TrainingConfig:
                 "patience, keep_checkpoints and max_validation_queries must be at least 1, found "
                 f"{self.patience}, {self.keep_checkpoints}, {self.max_validation_queries}"
             )
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be in [0, 1), found {self.average_decay}")
         if not METRIC.fullmatch(self.early_stopping_metric):
             raise ValueError(
                 "early_stopping_metric must be like conversion/recall@100 or conversion/new_recall@100, "

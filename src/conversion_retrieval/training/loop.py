@@ -9,6 +9,7 @@ from torch import Tensor
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.losses.objective import LossValues
 from conversion_retrieval.progress import Meter, meter, say
+from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import Batch, BatchBuilder
 from conversion_retrieval.training.checkpoint import Checkpoint, Checkpoints, Position
 from conversion_retrieval.training.config import TrainingConfig
@@ -34,6 +35,7 @@ class Trainer:
     """Everything that a run needs; ``fit`` moves ``position`` forward and leaves the best weights in the model."""
 
     learner: Learner
+    average: WeightAverage
     builder: BatchBuilder
     validator: Validator
     recorder: Recorder
@@ -52,8 +54,7 @@ class Trainer:
                 self._validate_and_save(stop)
                 if self._done:
                     break
-        if self.best:
-            self.learner.model.load_state_dict(self.best)
+        self.learner.model.load_state_dict(self.best or self.average.model.state_dict())
         return self.position
 
     @property
@@ -91,6 +92,7 @@ class Trainer:
         except DivergedError as error:
             raise DivergedError(f"{error}; the last good checkpoint is {self.last_checkpoint}") from None
         self._advance(batch)
+        self.average.update(self.position.step)
         note = ""
         if self.position.step % STEPS_BETWEEN_LOSSES == 0 or self.position.index == 0:
             note = self._record_losses(losses)
@@ -146,13 +148,13 @@ class Trainer:
         self.position.validated_step = self.position.step
         if not self.validator.can_measure:
             return
-        values = self.validator.measure(self.learner.model)
+        values = self.validator.measure(self.average.model)
         self._record("validation", values)
         value = values[self.validator.metric]
         improved = value > self.position.best_value
         if improved:
             self.position.best_value, self.position.best_step = value, self.position.step
-            self.best = {name: tensor.detach().clone() for name, tensor in self.learner.model.state_dict().items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in self.average.model.state_dict().items()}
         self.position.stale_validations = 0 if improved else self.position.stale_validations + 1
         say(_validation_line(self.position, values))
 
@@ -168,6 +170,7 @@ class Trainer:
             "model": self.learner.model.state_dict(),
             "objective": self.learner.objective.state_dict(),
             "optimizer": self.learner.optimizer.state(),
+            "average": self.average.state(),
             "best": self.best,
         }
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
@@ -179,6 +182,7 @@ class Trainer:
             self.learner.model.load_state_dict(checkpoint.group("model"))
             self.learner.objective.load_state_dict(checkpoint.group("objective"))
             self.learner.optimizer.load_state(checkpoint.group("optimizer"))
+            self.average.load_state(checkpoint.group("average"))
         except (RuntimeError, KeyError) as error:
             raise UserError(f"expected a checkpoint of this model, found: {' '.join(str(error).split())}") from None
         self.best = {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group("best").items()}

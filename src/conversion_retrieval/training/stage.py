@@ -17,6 +17,7 @@ from conversion_retrieval.model.inputs import EntityInputs, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
 from conversion_retrieval.model.two_tower import TASKS, make_model
 from conversion_retrieval.progress import say
+from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
@@ -86,6 +87,7 @@ def make_trainer(
         fill_memory(learner.model.memory, dataset, seed=config.model.seed)
     trainer = Trainer(
         learner=learner,
+        average=WeightAverage(learner.model, config.training.average_decay),
         builder=builder,
         validator=_validator(dataset, config, builder.catalogue, shard),
         recorder=Recorder(position.curve, Path(str(log_dir)) if writes else None, first_step=position.step),
