@@ -108,13 +108,15 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, items: EntityInputs) -> Tensor:
         """Embed the items."""
-        parts = [self.default.expand(len(items), -1)]
+        # Added up in place: for a whole catalogue every part is as large as the id table.
+        embedded = self.default.repeat(len(items), 1)
         if self.ids is not None:
-            parts.append(self.ids(items.id_code))
+            embedded += self.ids(items.id_code)
         if self.categories is not None:
-            parts.append(self.categories(items.categorical).sum(1))
-        parts += [project(items.embeddings[name]) for name, project in self.content.items()]
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+            embedded += self.categories(items.categorical).sum(1)
+        for name, project in self.content.items():
+            embedded += project(items.embeddings[name])
+        return embedded
 
 
 class ColumnEncoder(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conversion_retrieval.model.attention import attend_fixed
 from conversion_retrieval.model.config import HistoryConfig
 from conversion_retrieval.model.embedding import gather_rows
 from conversion_retrieval.model.inputs import QueryInputs
@@ -115,7 +116,7 @@ class EventEmbedding(nn.Module):
         surfaces = self.surface.shape[1]
         kind = (queries.history_action * surfaces + queries.history_surface) * RECENCY_BUCKETS
         table = (self.action + self.surface + self.recency).flatten(0, 2)
-        return items + gather_rows(table, kind + recency_bucket(queries.history_age_days))
+        return gather_rows(table, kind + recency_bucket(queries.history_age_days)).add_(items)
 
 
 def recency_bucket(age_days: Tensor) -> Tensor:
@@ -188,8 +189,7 @@ class AttentionLayer(nn.Module):
         size = token.shape[-1] // self.heads
         query = self.query(token).view(self.heads, 1, size)
         folded = (query @ self.key.weight.view(self.heads, size, -1)).squeeze(1)  # [heads, dim]
-        shares = _masked_softmax((context @ folded.T / math.sqrt(size)).transpose(1, 2), visible[:, None, :])
-        pooled = shares @ context  # [B, heads, dim]
+        pooled = attend_fixed(folded / math.sqrt(size), context, visible)  # [B, heads, dim]
         weight = self.value.weight.view(self.heads, size, -1)
         attended = torch.einsum("bhd,hsd->bhs", pooled, weight).flatten(1) + self.value.bias
         return attended.unsqueeze(1)

@@ -24,10 +24,12 @@ class Batch:
     """One step's input on the device.
 
     ``items`` [M] with ``performance`` [M, F] are what the item tower encodes; ``referenced`` [U] are the items of
-    histories and contexts, the unknown one last; with the full softmax both are views of the catalogue.
+    histories and contexts, the unknown one last. With the full softmax both are views of the catalogue, otherwise of
+    ``entities`` [M + U], one after the other: one look-up embeds them all.
     """
 
     queries: QueryInputs
+    entities: EntityInputs
     items: EntityInputs
     performance: Tensor
     referenced: EntityInputs
@@ -53,12 +55,13 @@ class BatchBuilder:
         generator = np.random.default_rng([self.seed, epoch, index, 1])
         labels, pool = self.label_maker.make(snapshot, rows, generator)
         arrays = self.dataset.query_arrays(self.examples.split, rows[self.shard.slice(len(rows))])
-        referenced, queries = self._queries(arrays)
+        entities, queries = self._entities(pool, arrays)
         return Batch(
             queries=queries,
-            items=self._items(pool),
+            entities=entities,
+            items=entities.rows(slice(len(pool.items))),
             performance=as_tensor(self._performance(pool, snapshot), self.device, torch.float32),
-            referenced=referenced,
+            referenced=entities if self.full else entities.rows(slice(len(pool.items), None)),
             labels=labels,
             num_queries=len(rows),
             full=self.full,
@@ -76,22 +79,18 @@ class BatchBuilder:
             examples=self.examples, losses=self.losses, full=self.full, shard=self.shard, device=self.device
         )
 
-    def _items(self, pool: Pool) -> EntityInputs:
-        if self.full:
-            return self.catalogue.rows(slice(self.dataset.num_items))
-        return self.catalogue.rows(as_tensor(pool.items, self.device, torch.int64))
-
     def _performance(self, pool: Pool, snapshot: int) -> NDArray[np.float32]:
         if self.full:
             return self.dataset.performance(snapshot)
         return self.dataset.performance_rows(pool.items, snapshot)
 
-    def _queries(self, arrays: QueryArrays) -> tuple[EntityInputs, QueryInputs]:
+    def _entities(self, pool: Pool, arrays: QueryArrays) -> tuple[EntityInputs, QueryInputs]:
         if self.full:
             return self.catalogue, QueryInputs.of(arrays, self.dataset.num_items, self.device)
         rows, compact = referenced_items(arrays)
-        index = as_tensor(np.append(rows, self.dataset.num_items), self.device, torch.int64)
-        return self.catalogue.rows(index), QueryInputs.of(compact, len(rows), self.device)
+        index = np.concatenate([pool.items, rows, [self.dataset.num_items]])
+        entities = self.catalogue.rows(as_tensor(index, self.device, torch.int64))
+        return entities, QueryInputs.of(compact, len(rows), self.device)
 
 
 def referenced_items(arrays: QueryArrays) -> tuple[Indices, QueryArrays]:

@@ -58,11 +58,19 @@ class Learner:
         return losses
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embeddings of the items to score, and of those in histories and contexts; one look-up where they agree."""
+        """Embeddings of the items to score, and of those in histories and contexts.
+
+        One look-up for both where they share a table: each look-up's gradient is as large as the table.
+        """
         if batch.full:
-            embedded = self.model.embed_items(batch.referenced)
-            return embedded[:-1], self.model.embed_history_items(batch.referenced, embedded)
-        return self.model.embed_items(batch.items), self.model.embed_history_items(batch.referenced)
+            embedded = self.model.embed_items(batch.entities)
+            return embedded[:-1], self.model.embed_history_items(batch.entities, embedded)
+        if self.model.history_embedding is not None:
+            return self.model.embed_items(batch.items), self.model.embed_history_items(batch.referenced)
+        scored, referenced = torch.split(
+            self.model.embed_items(batch.entities), [len(batch.items), len(batch.referenced)]
+        )
+        return scored, referenced
 
     def _item_vectors(self, batch: Batch, embedded: Tensor) -> dict[str, Tensor]:
         total = len(batch.items)
