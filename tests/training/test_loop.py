@@ -11,6 +11,7 @@ from conversion_retrieval.training.interruption import EXIT_CODE, Interrupted
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.stage import make_trainer
 from conversion_retrieval.training.step import DivergedError
+from conversion_retrieval.training.validation import Validator
 from tests.training.runs import small_config
 from tests.training.separable import separable_world
 
@@ -151,6 +152,54 @@ def test_sigterm_at_a_validation_step_leaves_the_validation_to_the_next_run(tmp_
     assert resumed.position.curve == whole.position.curve
 
 
+def test_sigterm_in_the_middle_of_a_validation_gives_it_up_saves_and_the_next_run_does_it(tmp_path, monkeypatch):
+    config = small_config(training={**SHORT, "batch_size": 32})
+    whole, stopped = (
+        make_trainer(SMALL_WORLD, config),
+        make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)),
+    )
+    whole.fit()
+    ranked = []
+
+    def rank_and_be_told_to_stop(self, group, *_):
+        ranked.append(group.snapshot)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on ranking")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Validator, "_count", rank_and_be_told_to_stop)
+        with pytest.raises(Interrupted):
+            stopped.fit()
+    assert len(ranked) == 1  # of two snapshots
+    resumed = make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path))
+    assert resumed.position.step == resumed.steps_per_epoch
+    assert resumed.position.validated_step < resumed.position.step
+    with monkeypatch.context() as patched:
+        patched.setattr(Validator, "_count", rank_and_be_told_to_stop)
+        with pytest.raises(Interrupted):  # the validation that it owes is given up as well
+            resumed.fit()
+    resumed = make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path))
+    resumed.fit()
+    assert resumed.position.curve == whole.position.curve
+    assert_equal_weights(resumed, whole)
+
+
+def test_a_run_ends_with_a_checkpoint_whatever_the_interval(tmp_path):
+    config = small_config(training={"max_steps": 5, "checkpoint_every_steps": 3})
+    make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)).fit()
+    assert make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)).position.validated_step == 5
+
+
+def test_a_resumed_run_that_diverges_names_the_checkpoint_that_it_came_from(tmp_path):
+    config = small_config(training={**SHORT, "batch_size": 64, "checkpoint_every_steps": 5})
+    kill(make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)), 6)
+    resumed = make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path))
+    with torch.no_grad():
+        resumed.learner.model.item_tower.body.mlp[0].weight[0, 0] = torch.inf
+    with pytest.raises(DivergedError, match=rf"at step 5 in task conversion.*{tmp_path}/step-000000005"):
+        resumed.fit()
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_task_and_last_good_checkpoint(tmp_path):
     trainer = make_trainer(SMALL_WORLD, small_config(training=SHORT), checkpoints=checkpoints(tmp_path))
     learn = trainer.learner.learn
@@ -176,7 +225,7 @@ def test_training_stops_after_patience_and_keeps_the_best_weights(monkeypatch):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"conversion/recall@10": next(values)}
 
-    monkeypatch.setattr(type(trainer.validator), "measure", lambda _, model: measure(model))
+    monkeypatch.setattr(type(trainer.validator), "measure", lambda _, model, _stop: measure(model))
     position = trainer.fit()
     assert (position.best_value, position.epoch) == (0.3, 4)
     final = trainer.learner.model.state_dict()

@@ -1,8 +1,14 @@
 import dataclasses
+import os
+import signal
 
 import numpy as np
+import pytest
 import torch
 
+from conversion_retrieval.evaluation.events import seen_items
+from conversion_retrieval.training import load, validation
+from conversion_retrieval.training.interruption import stop_on_sigterm
 from conversion_retrieval.training.load import LoadedModel
 from conversion_retrieval.training.stage import make_trainer
 from tests.training.runs import small_config
@@ -51,3 +57,37 @@ def test_validation_leaves_the_random_state_alone():
     torch.manual_seed(3)
     trainer.validator.measure(trainer.learner.model)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_what_users_had_before_is_gathered_once_however_often_is_validated(monkeypatch):
+    trainer, calls = make_trainer(WORLD, small_config()), []
+    monkeypatch.setattr(validation, "seen_items", lambda *args: calls.append(args) or seen_items(*args))
+    first = trainer.validator.measure(trainer.learner.model)
+    assert trainer.validator.measure(trainer.learner.model) == first
+    assert len(calls) == len(np.unique(WORLD.split("validation").snapshot))
+
+
+@pytest.mark.parametrize("name", ["performance", "query_arrays"])
+def test_a_stop_request_ends_it_wherever_it_is(monkeypatch, name):
+    trainer, calls = make_trainer(WORLD, small_config()), []
+    original = getattr(SeparableWorld, name)
+
+    def told_to_stop(self, *arguments):
+        calls.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(SeparableWorld, name, told_to_stop)
+    with stop_on_sigterm() as stop:
+        assert trainer.validator.measure(trainer.learner.model, stop) is None
+        assert len(calls) == 1
+        assert trainer.validator.measure(trainer.learner.model, stop) is None  # known before it began
+    assert len(calls) == 1
+
+
+def test_blocks_of_scores_change_no_recall(monkeypatch):
+    trainer = make_trainer(WORLD, small_config())
+    expected = trainer.validator.measure(trainer.learner.model)
+    monkeypatch.setattr(validation, "SCORE_BYTES", 1)
+    monkeypatch.setattr(load, "ITEM_BLOCK", 7)
+    assert trainer.validator.measure(trainer.learner.model) == expected

@@ -39,10 +39,14 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A position with all tensors: ``model/*``, ``objective/*``, ``optimizer/*`` and the best weights, ``best/*``."""
+    """A position with all tensors: ``model/*``, ``objective/*``, ``optimizer/*`` and the best weights, ``best/*``.
+
+    ``path`` is where it was read from.
+    """
 
     position: Position
     tensors: dict[str, Tensor]
+    path: Path | None = None
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors below ``name/``."""
@@ -105,4 +109,4 @@ class Checkpoints:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that was verified."""
     values = json.loads((path / STATE_FILE).read_text())
-    return Checkpoint(position=Position(**values), tensors=load_file(str(path / TENSORS_FILE)))
+    return Checkpoint(position=Position(**values), tensors=load_file(str(path / TENSORS_FILE)), path=path)

@@ -1,4 +1,7 @@
-"""SIGTERM ends a run between two steps: the loop saves and leaves, and the next run resumes."""
+"""SIGTERM ends a run between two steps, or in the middle of a validation: the loop saves, the next run resumes.
+
+Before the first step and after the last validation there is nothing to save, and the process ends as any other.
+"""
 
 import signal
 import threading
@@ -17,15 +20,40 @@ class Interrupted(SystemExit):
         super().__init__(EXIT_CODE)
 
 
+class Abandoned(Exception):  # noqa: N818 - no error: work is given up on request
+    """SIGTERM came inside ``StopRequest.abandoning``."""
+
+
 class StopRequest:
     """Whether SIGTERM came."""
 
     def __init__(self) -> None:
         self.received = False
+        self._abandons = False
 
     def __call__(self, _signum: int, _frame: FrameType | None) -> None:
         """Note the signal; the loop looks between two steps."""
         self.received = True
+        self._abandon()
+
+    @contextmanager
+    def abandoning(self) -> Iterator[None]:
+        """A block that changes nothing lasting: the signal raises ``Abandoned`` from wherever the block is.
+
+        Only for work without collectives, in which other processes would wait for this one.
+        """
+        self._abandons = True
+        try:
+            if self.received:
+                self._abandon()
+            yield
+        finally:
+            self._abandons = False
+
+    def _abandon(self) -> None:
+        if self._abandons:
+            self._abandons = False  # once: a second signal must not disturb the way out
+            raise Abandoned
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from conversion_retrieval.model.two_tower import SERVED_HEAD, TwoTower, make_mod
 from conversion_retrieval.recorded_config import recorded_config
 from conversion_retrieval.training.devices import choose_device
 
-ITEM_BLOCK = 65_536
-QUERY_BLOCK = 4_096
+# What a block takes beside its vectors should stay below a training step's activations.
+ITEM_BLOCK = 16_384
+QUERY_BLOCK = 1_024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +47,18 @@ class LoadedModel:
 
     def encode_items(self, dataset: FeatureDataset, snapshot: int, *, head: str = SERVED_HEAD) -> NDArray[np.float32]:
         """Vectors [N, D] of the whole catalogue with performance as of ``snapshot``, for the head of one task."""
-        catalogue = self.catalogue(dataset)
         performance = as_tensor(dataset.performance(snapshot), self.device, torch.float32)
-        blocks = [
-            self._encode_item_block(
-                catalogue, performance, slice(start, min(start + ITEM_BLOCK, dataset.num_items)), head
-            )
-            for start in range(0, dataset.num_items, ITEM_BLOCK)
-        ]
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
+        return encode_catalogue(self.model, self.catalogue(dataset).items, performance, head=head)
 
     def encode_queries(
         self, dataset: FeatureDataset, split: Split, rows: NDArray[np.integer], *, head: str = SERVED_HEAD
     ) -> NDArray[np.float32]:
         """Vectors [B, D] of the split's queries at ``rows``, for the head of one task."""
-        blocks = [
-            self.encode_arrays(dataset, dataset.query_arrays(split, rows[start : start + QUERY_BLOCK]), head=head)
-            for start in range(0, len(rows), QUERY_BLOCK)
-        ]
-        return np.concatenate(blocks) if blocks else np.zeros((0, self.embedding_dim), np.float32)
+        vectors = np.empty((len(rows), self.embedding_dim), np.float32)
+        for start in range(0, len(rows), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            vectors[block] = self.encode_arrays(dataset, dataset.query_arrays(split, rows[block]), head=head)
+        return vectors
 
     @torch.no_grad()
     def encode_arrays(
@@ -78,45 +72,45 @@ class LoadedModel:
         vectors = self.model.encode_queries(inputs, catalogue.history, catalogue.items.id_code, head)
         return np.asarray(vectors.float().cpu().numpy())
 
-    @torch.no_grad()
     def catalogue(self, dataset: FeatureDataset) -> "Catalogue":
         """The dataset's items on the device with their static embeddings."""
         if id(dataset) not in self._catalogues:
-            self.model.eval()
-            self._catalogues.clear()
-            self._catalogues[id(dataset)] = embed_catalogue(
-                self.model, dataset, item_inputs(dataset.items, self.device)
-            )
+            self.hold(dataset, item_inputs(dataset.items, self.device))
         return self._catalogues[id(dataset)]
 
     @torch.no_grad()
-    def _encode_item_block(
-        self, catalogue: "Catalogue", performance: Tensor, rows: slice, head: str
-    ) -> NDArray[np.float32]:
+    def hold(self, dataset: FeatureDataset, items: EntityInputs) -> None:
+        """Keep the dataset's items, already on the device, as the catalogue used last."""
         self.model.eval()
-        items, embedded = catalogue.items.rows(rows), catalogue.embedded[rows]
-        vectors = self.model.encode_items(items, performance[rows], embedded, head)
-        return np.asarray(vectors.float().cpu().numpy())
+        self._catalogues.clear()
+        history = self.model.embed_history_items(items)
+        self._catalogues[id(dataset)] = Catalogue(dataset=dataset, items=items, history=history)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """Items and the unknown one, [N + 1], with the static embeddings of the item tower and of histories.
+    """Items and the unknown one, [N + 1], and their static embeddings as histories look them up.
 
     ``dataset`` keeps the object alive whose identity names this catalogue.
     """
 
     dataset: FeatureDataset
     items: EntityInputs
-    embedded: Tensor
     history: Tensor
 
 
-def embed_catalogue(model: TwoTower, dataset: FeatureDataset, items: EntityInputs) -> Catalogue:
-    """Embed all items once."""
-    embedded = model.embed_items(items)
-    history = model.embed_history_items(items, embedded)
-    return Catalogue(dataset=dataset, items=items, embedded=embedded, history=history)
+@torch.no_grad()
+def encode_catalogue(
+    model: TwoTower, items: EntityInputs, performance: Tensor, *, head: str = SERVED_HEAD
+) -> NDArray[np.float32]:
+    """Vectors [N, D] of the first N of ``items`` with ``performance`` [N, F], a block at a time."""
+    model.eval()
+    vectors = np.empty((len(performance), model.output_dim), np.float32)
+    for start in range(0, len(performance), ITEM_BLOCK):
+        rows = slice(start, min(start + ITEM_BLOCK, len(performance)))
+        block = model.encode_items(items.rows(rows), performance[rows], head=head)
+        vectors[rows] = block.float().cpu().numpy()
+    return vectors
 
 
 def load_model(model_dir: Path | str, *, device: str = "auto") -> LoadedModel:

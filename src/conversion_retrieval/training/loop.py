@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Trainer:
     def fit(self) -> Position:
         """Train to the end. Raises ``Interrupted`` after SIGTERM, ``DivergedError`` for a loss that is not finite."""
         with stop_on_sigterm() as stop, meter("train", total=self._queries_to_come, unit="queries") as progress:
-            self._finish_validation()
+            self._finish_validation(stop)
             for batch in self._batches():
                 self._step(batch, progress)
                 self._validate_and_save(stop)
@@ -119,19 +120,22 @@ class Trainer:
 
     def _validate_and_save(self, stop: StopRequest) -> None:
         stopping = any_process(stop.received, self.learner.device)
-        validating = self._validation_is_due and not stopping
-        if validating:
-            self._validate()
-        if stopping or self._checkpoint_is_due(validated=validating):
+        validated = self._validation_is_due and not stopping and self._validate(stop)
+        stopping = stopping or (self._validation_is_due and not validated)
+        if stopping or self._checkpoint_is_due(validated=validated):
             self.save()
         if stopping:
-            say(f"stopped by SIGTERM after step {self.position.step}; checkpoint: {self.last_checkpoint}")
-            raise Interrupted
+            self._leave()
 
-    def _finish_validation(self) -> None:
-        """A run stopped between a step and its validation owes it."""
-        if self.position.step and self._validation_is_due and self.position.validated_step < self.position.step:
-            self._validate()
+    def _finish_validation(self, stop: StopRequest) -> None:
+        """A run stopped between a step and the end of its validation owes it."""
+        owed = self.position.step and self._validation_is_due and self.position.validated_step < self.position.step
+        if owed and not self._validate(stop):
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        say(f"stopped by SIGTERM after step {self.position.step}; checkpoint: {self.last_checkpoint}")
+        raise Interrupted
 
     @property
     def _validation_is_due(self) -> bool:
@@ -142,13 +146,19 @@ class Trainer:
 
     def _checkpoint_is_due(self, *, validated: bool) -> bool:
         every = self.config.checkpoint_every_steps
-        return self.position.step % every == 0 if every else validated
+        return self._done or (self.position.step % every == 0 if every else validated)
 
-    def _validate(self) -> None:
+    def _validate(self, stop: StopRequest) -> bool:
+        """Whether the validation, if there is anything to validate on, came to its end."""
+        values = self.validator.measure(self.average.model, stop) if self.validator.can_measure else {}
+        if values is None:
+            return False
         self.position.validated_step = self.position.step
-        if not self.validator.can_measure:
-            return
-        values = self.validator.measure(self.average.model)
+        if values:
+            self._judge(values)
+        return True
+
+    def _judge(self, values: dict[str, float]) -> None:
         self._record("validation", values)
         value = values[self.validator.metric]
         improved = value > self.position.best_value
@@ -186,7 +196,7 @@ class Trainer:
         except (RuntimeError, KeyError) as error:
             raise UserError(f"expected a checkpoint of this model, found: {' '.join(str(error).split())}") from None
         self.best = {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group("best").items()}
-        self.position = checkpoint.position
+        self.position, self.last_checkpoint = checkpoint.position, str(checkpoint.path or "none")
         self.recorder.curve = self.position.curve
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,16 +11,37 @@ from numpy.typing import NDArray
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.evaluation.events import seen_items
 from conversion_retrieval.evaluation.ranking import DotProductScores, ItemLists, score_ranks
-from conversion_retrieval.evaluation.window import EvaluationWindow
+from conversion_retrieval.evaluation.window import EvaluationWindow, event_log
 from conversion_retrieval.features.dataset import FeatureDataset, Split
-from conversion_retrieval.model.inputs import EntityInputs
+from conversion_retrieval.model.inputs import EntityInputs, as_tensor
 from conversion_retrieval.model.two_tower import TASKS, TwoTower
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.config import METRIC
 from conversion_retrieval.training.distributed import sum_numbers
 from conversion_retrieval.training.examples import Indices, expand
-from conversion_retrieval.training.load import LoadedModel, embed_catalogue
+from conversion_retrieval.training.interruption import Abandoned, StopRequest
+from conversion_retrieval.training.load import LoadedModel, encode_catalogue
 from conversion_retrieval.training.shard import Shard
+
+COUNTS: Final = (len(TASKS), 2, 2)
+# Scores of the queries that are ranked at once: not more than training holds anyway.
+SCORE_BYTES: Final = 32 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Queries ``rows`` of one snapshot, and what they are measured by.
+
+    ``positives`` and the items ``seen`` before are by query; ``flat`` [P] are the positives' rows in the split, ``key``
+    [P] is equal for equal (query, item).
+    """
+
+    snapshot: int
+    rows: Indices
+    key: Indices
+    flat: Indices
+    positives: ItemLists
+    seen: ItemLists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +57,7 @@ class Validator:
     @cached_property
     def window(self) -> EvaluationWindow:
         """The validation split with the users' full histories."""
-        return EvaluationWindow.of(self.dataset, "validation")
+        return EvaluationWindow(dataset=self.dataset, split=self.split, log=event_log(self.dataset))
 
     @cached_property
     def metric(self) -> str:
@@ -45,7 +67,7 @@ class Validator:
             return wanted
         task = wanted.partition("/")[0]
         other = wanted.replace(task, TASKS[1 - TASKS.index(task)])
-        say(f"no {task} positives in the validation split: training stops on {other}, {self._counts}")
+        say(f"no {task} positives in the validation split: training stops on {other}, {self._engagements}")
         return other
 
     @cached_property
@@ -69,48 +91,72 @@ class Validator:
             return rows
         return np.sort(np.random.default_rng(self.config.training.seed).choice(rows, limit, replace=False))
 
-    @torch.no_grad()
-    def measure(self, model: TwoTower) -> dict[str, float]:
-        """``task/recall@k`` and ``task/new_recall@k`` (items new to the user) for each task that has positives."""
-        loaded = LoadedModel(
-            model=model, spec=self.dataset.spec, config=self.config, device=self.catalogue.id_code.device
-        )
-        loaded._catalogues[id(self.dataset)] = embed_catalogue(model.eval(), self.dataset, self.catalogue)
+    @cached_property
+    def groups(self) -> tuple["Group", ...]:
+        """Our queries by snapshot, with everything about them that no model changes."""
         snapshots = self.split.snapshot[self.rows]
-        counts = np.zeros((len(TASKS), 2, 2))
-        for snapshot in np.unique(snapshots):
-            rows = self.rows[snapshots == snapshot]
-            rows = rows[self.shard.slice(len(rows))]
-            counts += self._count(loaded, int(snapshot), rows)
-        summed = sum_numbers(counts.ravel().tolist(), self.catalogue.id_code.device)
-        return self._recalls(np.array(summed).reshape(counts.shape))
+        chosen = ((int(s), self.rows[snapshots == s]) for s in np.unique(snapshots))
+        return tuple(self._group(snapshot, rows[self.shard.slice(len(rows))]) for snapshot, rows in chosen)
 
-    def _count(self, loaded: LoadedModel, snapshot: int, rows: Indices) -> NDArray[np.float64]:
-        """[task, all or new to the user, hits or positives].
+    def measure(self, model: TwoTower, stop: StopRequest | None = None) -> dict[str, float] | None:
+        """``task/recall@k`` and ``task/new_recall@k`` (items new to the user) for each task that has positives.
 
-        Items new to the user are ranked without those that the user had before, as the evaluation does.
+        None where a ``stop`` request came first, to any process; then all of them return at once.
         """
-        positives = self.split.positives
-        owner, flat = expand(positives.offsets, rows)
-        lengths = np.diff(positives.offsets)[rows]
-        lists = ItemLists(offsets=np.concatenate([[0], np.cumsum(lengths)]), items=positives.item[flat])
-        ranks = score_ranks(
-            DotProductScores(
-                loaded.encode_queries(self.dataset, self.split, rows), loaded.encode_items(self.dataset, snapshot)
-            ),
-            self.dataset.num_items,
-            lists,
-            removed=seen_items(self.window.log, self.window.windows.rows(rows)),
+        stop, counts, abandoned = stop or StopRequest(), np.zeros(COUNTS), 0.0
+        try:
+            with stop.abandoning():
+                counts = self._counts(model)
+        except Abandoned:
+            abandoned = 1.0
+        *summed, abandoning = sum_numbers([*counts.ravel().tolist(), abandoned], self.catalogue.id_code.device)
+        return None if abandoning else self._recalls(np.array(summed).reshape(COUNTS))
+
+    def _group(self, snapshot: int, rows: Indices) -> "Group":
+        offsets = self.split.positives.offsets
+        owner, flat = expand(offsets, rows)
+        lengths = np.concatenate([[0], np.cumsum(np.diff(offsets)[rows])])
+        return Group(
+            snapshot=snapshot,
+            rows=rows,
+            key=owner * self.dataset.num_items + self.split.positives.item[flat],
+            flat=flat,
+            positives=ItemLists(offsets=lengths, items=self.split.positives.item[flat]),
+            seen=seen_items(self.window.log, self.window.windows.rows(rows)),
         )
-        key = owner * self.dataset.num_items + positives.item[flat]
-        counts = np.zeros((len(TASKS), 2, 2))
+
+    def _counts(self, model: TwoTower) -> NDArray[np.float64]:
+        """[task, all or new to the user, hits or positives]."""
+        # Queries first: the catalogue's embedding is gone when its vectors are made.
+        queries = self._query_vectors(model)
+        counts = np.zeros(COUNTS)
+        for group, vectors in zip(self.groups, queries, strict=True):
+            performance = as_tensor(self.dataset.performance(group.snapshot), self._device, torch.float32)
+            counts += self._count(group, vectors, encode_catalogue(model, self.catalogue, performance))
+        return counts
+
+    def _query_vectors(self, model: TwoTower) -> list[NDArray[np.float32]]:
+        loaded = LoadedModel(model=model, spec=self.dataset.spec, config=self.config, device=self._device)
+        loaded.hold(self.dataset, self.catalogue)
+        return [loaded.encode_queries(self.dataset, self.split, group.rows) for group in self.groups]
+
+    def _count(self, group: "Group", queries: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Items new to the user are ranked without those that the user had before, as the evaluation does."""
+        block = max(1, SCORE_BYTES // (4 * max(len(items), 1)))
+        scores = DotProductScores(queries, items, block=block)
+        ranks = score_ranks(scores, len(items), group.positives, block=block, removed=group.seen)
+        positives, counts = self.split.positives, np.zeros(COUNTS)
         for task in range(len(TASKS)):
             for only_new, rank in ((False, ranks.full), (True, ranks.without_removed)):
-                chosen = (positives.task[flat] == task) & (positives.new_to_user[flat] | (not only_new))
-                _, first = np.unique(key[chosen], return_index=True)
+                chosen = (positives.task[group.flat] == task) & (positives.new_to_user[group.flat] | (not only_new))
+                _, first = np.unique(group.key[chosen], return_index=True)
                 found = rank[chosen][first]
                 counts[task, int(only_new)] = ((found >= 0) & (found < self.k)).sum(), len(first)
         return counts
+
+    @property
+    def _device(self) -> torch.device:
+        return self.catalogue.id_code.device
 
     def _recalls(self, counts: NDArray[np.float64]) -> dict[str, float]:
         names = [
@@ -127,5 +173,5 @@ class Validator:
         return bool(((positives.task == TASKS.index(match[1])) & (positives.new_to_user | (not match[2]))).any())
 
     @property
-    def _counts(self) -> str:
+    def _engagements(self) -> str:
         return f"{np.count_nonzero(self.split.positives.task == 1):,} engagements there"
