@@ -1,25 +1,20 @@
 """The rendered manifests; oracles: the Kubernetes schemas, the projects' own models, and the compiled pipeline."""
 
+import copy
+from functools import reduce
+from operator import getitem
+
+import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
-from kserve import V1beta1InferenceService, V1beta1PredictorSpec
-from kubeflow_trainer_api import models as trainer_models
 
+from conversion_retrieval.training.gpu_nodes import check_gpu_type
 from pipelines import cluster
 from pipelines.golden_files import GOLDEN_DIR
 from tests.pipelines import compiled
 
 from .rendered import MANIFESTS, names, render, render_with, walk
-
-KUBERNETES_VERSION = "1.32"
-# Kinds without a schema on PyPI; their labels, taints and references are checked below.
-UNVALIDATED = {
-    "container.cnrm.cloud.google.com",
-    "iam.cnrm.cloud.google.com",
-    "karpenter.sh",
-    "kueue.x-k8s.io",
-}
+from .schemas import validate
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +39,11 @@ def karpenter():
 
 
 @pytest.fixture(scope="module")
+def dask():
+    return render(MANIFESTS / "dask")
+
+
+@pytest.fixture(scope="module")
 def executors():
     """Every executor of every golden file: (container, Kubernetes configuration)."""
     found = []
@@ -54,29 +54,7 @@ def executors():
     return found
 
 
-def validate(document: dict) -> None:
-    group = document["apiVersion"].partition("/")[0]
-    if document["kind"] == "ClusterTrainingRuntime":
-        model = trainer_models.TrainerV1alpha1ClusterTrainingRuntime
-        assert model.from_dict(document).to_dict() == document, "a field that the model does not know was dropped"
-    elif document["kind"] == "InferenceService":
-        validate_inference_service(document)
-    elif group not in UNVALIDATED:
-        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-
-
-def validate_inference_service(document: dict) -> None:
-    """KServe's own fields against its models, the rest of the predictor as the pod that it becomes."""
-    assert set(document) <= set(V1beta1InferenceService.attribute_map.values())
-    predictor = document["spec"]["predictor"]
-    assert set(predictor) <= set(V1beta1PredictorSpec.attribute_map.values())
-    own = {"minReplicas", "maxReplicas", "labels", "annotations"}
-    pod_spec = {key: value for key, value in predictor.items() if key not in own}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "predictor"}, "spec": pod_spec}
-    kubernetes_validate.validate(pod, KUBERNETES_VERSION, strict=True)
-
-
-@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "karpenter"])
+@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "karpenter", "dask"])
 def test_every_rendered_document_is_valid(overlay, request):
     documents = request.getfixturevalue(overlay)
     assert documents
@@ -84,11 +62,53 @@ def test_every_rendered_document_is_valid(overlay, request):
         validate(document)
 
 
-def test_validation_refuses_a_typo(dev):
-    deployment = yaml.safe_load(yaml.safe_dump(next(d for d in dev if d["kind"] == "Deployment")))
-    deployment["spec"]["template"]["spec"]["serviceAcountName"] = "x"
-    with pytest.raises(kubernetes_validate.ValidationError):
-        validate(deployment)
+# One field of every kind, where a typing error would otherwise be found by the cluster or by nobody.
+TYPOS = [
+    ("Deployment", ("spec", "template", "spec"), "serviceAcountName"),
+    ("ServiceAccount", (), "automountServiceAccountTokens"),
+    ("Role", (), "rule"),
+    ("NetworkPolicy", ("spec",), "podselector"),
+    ("ResourceQuota", ("spec",), "hards"),
+    ("PodDisruptionBudget", ("spec",), "minavailable"),
+    ("PriorityClass", (), "preemptPolicy"),
+    ("ClusterTrainingRuntime", ("spec",), "mlpolicy"),
+    ("InferenceService", ("spec", "predictor"), "minReplica"),
+    ("ContainerNodePool", ("spec", "nodeConfig"), "guestAccelerators"),
+    ("IAMServiceAccount", ("spec",), "displayname"),
+    ("IAMPolicyMember", ("spec",), "roles"),
+    ("NodePool", ("spec", "disruption"), "consolidationpolicy"),
+    ("ResourceFlavor", ("spec",), "nodelabels"),
+    ("ClusterQueue", ("spec",), "cohorts"),
+    ("LocalQueue", ("spec",), "clusterqueue"),
+    ("DaskCluster", ("spec", "worker"), "replica"),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "typo"), TYPOS)
+def test_validation_refuses_a_misspelt_field_of_every_kind(kind, path, typo, prod, kserve_overlay, karpenter, dask):
+    document = copy.deepcopy(next(d for d in (*prod, *kserve_overlay, *karpenter, *dask) if d["kind"] == kind))
+    validate(document)
+    reduce(getitem, path, document)[typo] = "x"
+    with pytest.raises((ValueError, AssertionError, kubernetes_validate.ValidationError, jsonschema.ValidationError)):
+        validate(document)
+
+
+def test_every_custom_kind_is_validated_against_a_misspelt_field(prod, kserve_overlay, karpenter, dask):
+    custom = {d["kind"] for d in (*prod, *kserve_overlay, *karpenter, *dask) if not is_kubernetes_own(d["apiVersion"])}
+    assert custom <= {kind for kind, _, _ in TYPOS}
+
+
+def is_kubernetes_own(api_version: str) -> bool:
+    group, _, version = api_version.rpartition("/")
+    return not group or "." not in group or (group.endswith(".k8s.io") and version == "v1")
+
+
+def test_the_types_of_gpu_on_the_node_pools_are_values_that_the_parameter_takes(prod):
+    pools = [d["spec"]["nodeConfig"] for d in prod if d["kind"] == "ContainerNodePool"]
+    offered = {a["type"] for pool in pools for a in pool.get("guestAccelerator", [])}
+    assert offered
+    for gpu_type in offered:
+        check_gpu_type(gpu_type)
 
 
 def test_no_document_is_there_twice(prod):
