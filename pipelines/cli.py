@@ -58,6 +58,9 @@ def compile_(
     gpu_type_label: Annotated[
         str, typer.Option(help="Node label that the parameter gpu_type is a value of; nvidia.com/gpu.product off GKE.")
     ] = cluster.GPU_TYPE_LABEL,
+    dask: Annotated[
+        bool, typer.Option("--dask", help="Mount the volume that build_features shares with a Dask cluster.")
+    ] = False,
     golden: Annotated[bool, typer.Option("--golden", help="Rewrite pipelines/golden instead.")] = False,
 ) -> None:
     """Compile to YAML: the same bytes every time, images pinned by digest, a version named after the content."""
@@ -79,6 +82,7 @@ def compile_(
         queue=queue,
         cost_center=cost_center,
         gpu_type_label=gpu_type_label,
+        dask=dask,
     )
     compiled = compiling.compile_pipeline(output, place, pipeline_name=pipeline, manifests=manifests)
     print(f"{compiled.path}: version {compiled.version}")
@@ -99,6 +103,8 @@ def run(
         bool, typer.Option("--allow-first", help="Promote into a registry without champion.")
     ] = False,
     notification_url: Annotated[str, typer.Option(help="Webhook told how the run ended.")] = "",
+    dask: command_line.Dask = False,
+    dask_address: command_line.DaskAddress = "",
 ) -> None:
     """Run the compiled pipeline here; exit code 0 when it reaches a verdict, whichever it is."""
     from rich.console import Console
@@ -111,7 +117,7 @@ def run(
             registry_uri=registry,
             output_dir=output,
             config_path=config,
-            overrides=tuple(set_ or ()),
+            overrides=(*(set_ or ()), *command_line.dask_overrides(dask, dask_address)),
             allow_first=allow_first,
             parameters={"notification_url": notification_url},
         )

@@ -8,6 +8,8 @@ NOTIFICATION_SECRET: Final = "conversion-retrieval-notification"  # noqa: S105 -
 NOTIFICATION_SECRET_KEY: Final = "url"  # noqa: S105 - as above
 CHECKPOINT_CLAIM: Final = "conversion-retrieval-checkpoints"
 CHECKPOINT_DIR: Final = "/checkpoints"
+FEATURES_CLAIM: Final = "conversion-retrieval-features"
+FEATURES_DIR: Final = "/features"
 TRAINING_RUNTIME: Final = "conversion-retrieval-torch"
 
 POOL_LABEL: Final = "conversion-retrieval/pool"

@@ -47,6 +47,7 @@ def placement(
     queue: str = "",
     cost_center: str = "conversion-retrieval",
     gpu_type_label: str = cluster.GPU_TYPE_LABEL,
+    dask: bool = False,
     retry: bool = True,
 ) -> Placement:
     """Check the compile options; without any image the pipeline names those of a local run.
@@ -67,6 +68,7 @@ def placement(
         queue=queue,
         cost_center=cost_center,
         gpu_type_label=gpu_type_label,
+        dask=dask,
         retry=retry,
     )
 

@@ -73,7 +73,7 @@ STAGE_RESOURCES: Final[Mapping[str, Resources]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Choices made at compile time: images, which stages use the GPU pool, spot capacity, who pays.
+    """Choices made at compile time: images, which stages use the GPU pool, spot capacity, who pays, Dask's volume.
 
     ``retry`` is off for a run on one machine: nothing is pre-empted there, and a mistake should show at once.
     """
@@ -86,6 +86,7 @@ class Placement:
     queue: str = ""
     cost_center: str = "conversion-retrieval"
     gpu_type_label: str = cluster.GPU_TYPE_LABEL
+    dask: bool = False
     retry: bool = True
 
     @property
@@ -113,6 +114,12 @@ class Placement:
         task.set_container_image(self.image_cpu)
         _prefer(task, cluster.POOL_LABEL, cluster.GENERAL_POOL)
         return self._limit(task, stage)
+
+    def build_features(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """On the general pool; with ``dask`` on the volume that the workers of a Dask cluster mount, too."""
+        if self.dask:
+            kubernetes.mount_pvc(task, cluster.FEATURES_CLAIM, cluster.FEATURES_DIR)
+        return self.on_cpu(task, "build_features")
 
     def on_gpu(self, task: dsl.PipelineTask, stage: str, *, gpu_count: Any, node_selector: Any) -> dsl.PipelineTask:
         """Ask for ``gpu_count`` GPUs on the nodes that ``node_selector`` names, tolerating their taint."""

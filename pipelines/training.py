@@ -83,7 +83,7 @@ def training_pipeline(place: Placement) -> Any:
                 build_features_task = build_features(
                     as_of=as_of, config_json=config_json, snapshot=validate_data_task.outputs["snapshot"]
                 )
-                place.on_cpu(build_features_task, "build_features")
+                place.build_features(build_features_task)
                 built = {name: build_features_task.outputs[name] for name in ("features", "spec")}
 
                 train_task = train(

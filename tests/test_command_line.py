@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from conversion_retrieval import command_line
+from conversion_retrieval.config import load_config
 from conversion_retrieval.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -46,3 +48,36 @@ def test_both_programs_end_the_same_way(path):
     tree = ast.parse((ROOT / path).read_text())
     (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
     assert "command_line.run(app" in ast.unparse(main)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (False, "")),
+        (["--dask"], (True, "")),
+        (["--dask-address", "tcp://[::1]:8786"], (False, "tcp://[::1]:8786")),
+        (["--dask-address", "127.0.0.1:8786", "--set", "features.dask_address=other"], (False, "127.0.0.1:8786")),
+    ],
+)
+@pytest.mark.parametrize("program", ["run", "ablate"])
+def test_dask_options_reach_the_configuration_of_the_stage(program, options, expected, monkeypatch, tmp_path):
+    given = []
+    if program == "run":
+        from pipelines import local
+        from pipelines.cli import app
+
+        def run_locally(**arguments):
+            given.append(load_config(arguments["config_path"], arguments["overrides"]))
+            raise local.StageFailedError
+
+        monkeypatch.setattr(local, "run_locally", run_locally)
+        required = ["--registry", "registry"]
+    else:
+        from conversion_retrieval.cli import app
+        from conversion_retrieval.evaluation import ablation
+
+        monkeypatch.setattr(ablation, "ablate", lambda *_, config, **__: given.append(config))
+        required = []
+    CliRunner().invoke(app, [program, "--data", "data", "--output", str(tmp_path), *required, *options])
+    (config,) = given
+    assert (config.features.use_dask, config.features.dask_address) == expected

@@ -130,6 +130,8 @@ def ablate(
     config: Annotated[Optional[Path], typer.Option(help="Pipeline configuration (YAML).")] = None,
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override, as section.key=value.")] = None,
     variants: Annotated[Optional[str], typer.Option(help="Comma-separated names; default: all.")] = None,
+    dask: command_line.Dask = False,
+    dask_address: command_line.DaskAddress = "",
 ) -> None:
     """Train named variants on one split and compare them with the default; resumes where it stopped."""
     from conversion_retrieval.config import load_config
@@ -137,7 +139,8 @@ def ablate(
     from conversion_retrieval.evaluation.variants import split_names
 
     chosen = split_names(variants or "")
-    page = run_ablation(data, output, config=load_config(config, set_ or ()), num_seeds=seeds, variants=chosen)
+    resolved = load_config(config, (*(set_ or ()), *command_line.dask_overrides(dask, dask_address)))
+    page = run_ablation(data, output, config=resolved, num_seeds=seeds, variants=chosen)
     print(page)
 
 

@@ -1,7 +1,8 @@
-"""What every command line of the project does with an error that its user can fix, and with Ctrl-C."""
+"""What the project's command lines share: the options for Dask, and what becomes of errors and of Ctrl-C."""
 
+import json
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -9,6 +10,18 @@ from conversion_retrieval.errors import UserError
 
 USER_ERROR_CODE: Final = 2
 INTERRUPTED_CODE: Final = 130
+Dask = Annotated[
+    bool, typer.Option("--dask", help="Build features on dask.distributed: in this process without --dask-address.")
+]
+DaskAddress = Annotated[
+    str, typer.Option(help="Scheduler of the Dask cluster that builds features, tcp://HOST:8786; implies --dask.")
+]
+
+
+def dask_overrides(dask: bool, dask_address: str) -> tuple[str, ...]:
+    """The two options as ``section.key=value`` for the configuration."""
+    address = (f"features.dask_address={json.dumps(dask_address)}",) if dask_address else ()
+    return (*(("features.use_dask=true",) if dask else ()), *address)
 
 
 def run(app: typer.Typer, *, interrupted: str) -> None:

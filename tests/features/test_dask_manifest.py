@@ -1,13 +1,18 @@
 """The Dask option's manifests: valid for the operator's own schema, and consistent with the base installation."""
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from conversion_retrieval.config import parse_config
+from pipelines.compile import compile_pipeline, placement
 from tests.manifests.rendered import render
+from tests.pipelines import compiled
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +65,34 @@ def test_workers_mount_the_claim_that_is_there_and_run_under_an_account_of_the_b
     base = render(ROOT / "manifests" / "base")
     accounts = {d["metadata"]["name"] for d in base if d["kind"] == "ServiceAccount"}
     assert {cluster[role]["spec"]["serviceAccountName"] for role in ("worker", "scheduler")} <= accounts
+
+
+def config_in(path):
+    """The JSON that a page shows after ``config_json=``."""
+    return json.loads(re.search(r"config_json='(\{.*dask.*\})'", (ROOT / path).read_text())[1])
+
+
+def test_the_stage_meets_the_workers_on_their_volume_where_the_documented_configuration_says(documents, tmp_path):
+    workers = one(documents, "DaskCluster")["spec"]["worker"]["spec"]["containers"][0]
+    claim = one(documents, "PersistentVolumeClaim")["metadata"]["name"]
+    for name in ("training", "ablation"):
+        path = compile_pipeline(tmp_path / f"{name}.yaml", placement(dask=True), pipeline_name=name).path
+        _, on_kubernetes = compiled.read(path)
+        mounted = {e: c["pvcMount"] for e, c in on_kubernetes.items() if "pvcMount" in c and e != "exec-train"}
+        assert list(mounted) == ["exec-build-features"]
+        (mount,) = mounted["exec-build-features"]
+        assert (mount["constant"], mount["mountPath"]) == (claim, workers["volumeMounts"][0]["mountPath"])
+    config = parse_config(config_in("docs/operations.md"))
+    assert config.features.shared_dir == mount["mountPath"]
+
+
+def test_the_documented_address_is_that_of_the_clusters_scheduler(documents):
+    cluster = one(documents, "DaskCluster")
+    name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
+    port = next(p["port"] for p in cluster["spec"]["scheduler"]["service"]["ports"] if p["name"] == "tcp-comm")
+    address = f"tcp://{name}-scheduler.{namespace}.svc:{port}"  # the operator calls the service so
+    assert parse_config(config_in("docs/operations.md")).features.dask_address == address
+    assert address in (ROOT / "manifests" / "dask" / "kustomization.yaml").read_text()
 
 
 def test_the_network_policy_and_the_service_select_the_clusters_pods(documents):

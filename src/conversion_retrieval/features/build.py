@@ -51,12 +51,12 @@ def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, co
     Bytes depend on the snapshot's rows and the configuration only: not on partitions, workers, or part files. Raises
     ``UserError`` where there is nothing to train on, and for columns that the given spec asks for in vain.
     """
-    snapshot_dir = Path(snapshot_dir)
+    snapshot_dir = Path(snapshot_dir).absolute()  # other processes may have other working directories
     manifest = open_artifact(snapshot_dir, kind="snapshot")
     inputs = {"snapshot": manifest.digest}
     template = _template(config.features.spec_path)
     Path(features_dir).parent.mkdir(parents=True, exist_ok=True)
-    scratch_parent = Path(config.features.shared_dir or Path(features_dir).parent)
+    scratch_parent = Path(config.features.shared_dir or Path(features_dir).parent).absolute()
     with (
         _scratch_directory(scratch_parent) as scratch,
         new_artifact(features_dir, kind="features", inputs=inputs) as features,
