@@ -2,8 +2,6 @@
 
 import os
 import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -13,33 +11,14 @@ from components.validate_data import validate_data
 from conversion_retrieval.contracts import open_artifact
 from tests.worlds import tiny_world
 
-from .test_dockerfiles import CONTAINERS, arguments
+from .replay import replay
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
-def replayed(step: str, python: Path, wheels: Path) -> str:
-    """A RUN step with the image's paths and commands replaced by this environment's."""
-    step = step.replace("/opt/locks", str(CONTAINERS)).replace("/opt/wheels", str(wheels))
-    # Byte code saves the image seconds at each start; here it would only cost them. What pip kept of the set-up is
-    # the same file that it would download again.
-    pip = f"{sys.executable} -m pip --python {python} install --quiet --no-compile"
-    step = step.replace("--no-cache-dir", "").replace("pip install", pip)
-    step = step.replace(" python -c", f" {python} -c")
-    return step.replace("&& conversion-retrieval ", f"&& {python.with_name('conversion-retrieval')} ")
-
-
 @pytest.fixture(scope="module")
 def image_python(wheel_path, tmp_path_factory) -> Path:
-    """The interpreter of a clean environment after every RUN step of the CPU image, in an empty directory."""
-    directory = tmp_path_factory.mktemp("image")
-    venv.create(directory / "venv")
-    python = directory / "venv" / "bin" / "python3"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    for run in arguments("cpu", "RUN"):
-        command = replayed(run, python, wheel_path.parent)
-        subprocess.run(["bash", "-euc", command], check=True, cwd=directory, env={**environment, "TORCH_INDEX_URL": ""})
-    return python
+    return replay("cpu", wheel_path.parent, tmp_path_factory.mktemp("image"))
 
 
 def test_the_image_holds_the_wheel_and_not_the_sources(image_python):
@@ -50,7 +29,7 @@ def test_the_image_holds_the_wheel_and_not_the_sources(image_python):
 
 def test_a_component_runs_in_what_the_image_holds(image_python, tmp_path, monkeypatch):
     tiny_world(tmp_path / "data")
-    monkeypatch.setenv("PATH", os.pathsep.join((str(image_python.parent), os.environ["PATH"])))
+    monkeypatch.setenv("PATH", os.pathsep.join((str(image_python.parent), "/usr/bin", "/bin")))
     monkeypatch.setenv("_KFP_RUNTIME", "true")  # as the cluster's launcher sets it
     monkeypatch.chdir(tmp_path)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "local"))
