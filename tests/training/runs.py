@@ -31,3 +31,13 @@ def small_config(**sections: dict[str, Any]) -> PipelineConfig:
     for name, changes in sections.items():
         values.setdefault(name, {}).update(changes)
     return parse_config(values)
+
+
+def built_config(*, model: dict[str, Any] | None = None, **training: Any) -> PipelineConfig:
+    """What the features of ``conftest.built`` are built with, and a short training on them."""
+    return small_config(
+        training={"max_epochs": 2, "batch_size": 256, **training},
+        model=model or {},
+        split={"validation_days": 6, "test_days": 6},
+        features={"history_length": 16},
+    )

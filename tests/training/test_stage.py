@@ -7,38 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import open_artifact, read_manifest, write_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
-from conversion_retrieval.features.build import build_features
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.model.inputs import QueryInputs
 from conversion_retrieval.training.load import load_model, load_weights
 from conversion_retrieval.training.stage import train
-from tests.features.tables import write_snapshot
-from tests.training.runs import small_config
-from tests.worlds import tiny_world
-
-
-def config(**training: object) -> PipelineConfig:
-    return small_config(
-        training={"max_epochs": 2, "batch_size": 256, **training},
-        split={"validation_days": 6, "test_days": 6},
-        features={"history_length": 16},
-    )
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Features and spec of a small synthetic world."""
-    directory = tmp_path_factory.mktemp("world")
-    data = tiny_world(directory / "data")
-    tables = {name: pq.read_table(next(data.glob(f"{name}*"))) for name in ("events", "items", "users")}
-    snapshot_dir = write_snapshot(directory / "snapshot", tables["events"], tables["items"], tables["users"])
-    dirs = {"features_dir": directory / "features", "spec_dir": directory / "spec"}
-    build_features(snapshot_dir=snapshot_dir, config=config(), **dirs)
-    return dirs
+from tests.training.runs import built_config
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +24,7 @@ def trained(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     train(
         **built,
         model_dir=directory / "model",
-        config=config(),
+        config=built_config(),
         checkpoint_dir=directory / "checkpoints",
         log_dir=directory / "logs",
     )
@@ -82,7 +58,7 @@ def test_returned_recall_is_the_best_of_the_curve(trained):
 
 def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path):
     before = sorted((trained / "checkpoints").iterdir())
-    train(**built, model_dir=tmp_path / "model", config=config(), checkpoint_dir=trained / "checkpoints")
+    train(**built, model_dir=tmp_path / "model", config=built_config(), checkpoint_dir=trained / "checkpoints")
     assert sorted((trained / "checkpoints").iterdir()) == before
     weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -93,7 +69,7 @@ def test_checkpoints_of_another_configuration_are_refused(trained, built, tmp_pa
         train(
             **built,
             model_dir=tmp_path / "model",
-            config=config(learning_rate=0.5),
+            config=built_config(learning_rate=0.5),
             checkpoint_dir=trained / "checkpoints",
         )
 

@@ -4,8 +4,9 @@ Before the first step and after the last validation there is nothing to save, an
 """
 
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -68,3 +69,27 @@ def stop_on_sigterm() -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def run_and_forward_sigterm(command: Sequence[str]) -> int:
+    """Run a command to its end and return its exit code; SIGTERM is passed on to it.
+
+    A pod's SIGTERM reaches its first process alone. Raises ``Interrupted`` when the command ended after the signal.
+    """
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(_signum: int, _frame: FrameType | None) -> None:
+        stop.received = True
+        if process is not None:
+            process.terminate()
+
+    with stop_on_sigterm() as stop:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, forward)
+        process = subprocess.Popen(command)  # noqa: S603 - our own command
+        if stop.received:
+            process.terminate()
+        code = process.wait()
+    if stop.received:
+        raise Interrupted
+    return code

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from conversion_retrieval.config import PipelineConfig, config_values, parse_con
 from conversion_retrieval.contracts import MANIFEST, read_manifest, replace_directory, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
+from conversion_retrieval.training.interruption import run_and_forward_sigterm
 
 IMAGE_VARIABLE: Final = "TRAINING_IMAGE"
 QUEUE_VARIABLE: Final = "TRAINING_QUEUE"
@@ -173,9 +173,8 @@ def torchrun_command(job_path: Path, processes: int) -> list[str]:
 def _train_on_gpus(job: TrainingJob, processes: int) -> float:
     say(f"train: {processes} GPUs, one process each")
     job.result_path.unlink(missing_ok=True)
-    completed = subprocess.run(torchrun_command(job.write(), processes), check=False)  # noqa: S603 - our own command
-    if completed.returncode:
-        raise UserError(f"expected {processes} training processes to end well, found exit code {completed.returncode}")
+    if code := run_and_forward_sigterm(torchrun_command(job.write(), processes)):
+        raise UserError(f"expected {processes} training processes to end well, found exit code {code}")
     return job.result()
 
 
