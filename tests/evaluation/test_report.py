@@ -4,18 +4,22 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.evaluation.click_weights import click_calibration
 from conversion_retrieval.evaluation.report import write_evaluation_page, write_report
+from conversion_retrieval.evaluation.report_gate import scale
+from conversion_retrieval.schema import CONVERSIONS, EVENT_TYPES
 
 DIRS = ("report_dir", "features_dir", "model_dir", "evaluation_dir", "index_dir", "decision_dir")
 
 
-def _metric(model, value, slice_="all", k=100):
+def _metric(model, value, slice_="all", k=100, name="conversion/recall"):
     return {
-        "name": f"conversion/recall@{k}",
+        "name": f"{name}@{k}",
         "model": model,
         "slice": slice_,
         "value": value,
@@ -33,6 +37,9 @@ METRICS = [
     _metric("candidate", 0.2222, "new_to_user=true"),
     _metric("candidate", 0.5, "surface=search"),
     _metric("candidate", 0.6, "surface=<b>home</b>"),
+    _metric("candidate", 0.3131, name="add_to_cart/recall"),
+    _metric("candidate", 0.8181, name="catalogue/coverage"),
+    _metric("candidate", 0.1717, "against=engagement_only", name="conversion/only_recalled"),
 ]
 DECISION = {
     "verdict": "reject",
@@ -59,6 +66,16 @@ DECISION = {
             "high": None,
             "n": None,
             "detail": "missing",
+        },
+        {
+            "name": "slice surface=search",
+            "passed": True,
+            "value": -0.005,
+            "threshold": -0.03,
+            "low": -0.02,
+            "high": 0.01,
+            "n": 432,
+            "detail": "recall@100 minus the champion's; bounds hold for all 1 slices at once",
         },
     ],
 }
@@ -92,8 +109,16 @@ INDEX = {
     "latency_ms": {"p50": 0.5, "p99": 1.5},
     "queries_per_second": 2000.0,
     "memory_mb": 1.5,
+    "met": {"recall": True, "latency": True, "memory": False},
+    "targets": {"recall": 0.98, "latency": 20.0, "memory": 1.0},
     "trade_off": [
-        {"factory": "IVF64,Flat", "setting": f"nprobe={n}", "recall": 0.9 + n / 100, "queries_per_second": 9000 / n}
+        {
+            "kind": "ivf",
+            "factory": "IVF64,Flat",
+            "setting": f"nprobe={n}",
+            "recall": 0.9 + n / 100,
+            "queries_per_second": 9000 / n,
+        }
         for n in (1, 8)
     ],
 }
@@ -121,6 +146,36 @@ VALIDATION = {
 }
 
 
+# (query, item, event type, weight, attributed): six clicks, of which the heavy ones led to conversions.
+POSITIVES = [
+    (0, 5, "click", 0.05, True),
+    (1, 5, "click", 0.06, True),
+    (1, 6, "checkout", 1.0, True),  # of another item
+    (2, 5, "click", 0.07, True),
+    (2, 5, "checkout", 1.0, False),  # credited to nothing
+    (3, 5, "click", 0.95, True),
+    (3, 5, "add_to_cart", 1.0, True),
+    (4, 5, "click", 0.97, True),
+    (4, 5, "checkout", 1.0, True),
+    (4, 5, "save", 1.0, True),
+    (5, 7, "click", 1.0, True),
+]
+
+
+def write_positives(directory):
+    directory.mkdir()
+    query, item, kind, weight, attributed = zip(*POSITIVES, strict=True)
+    columns = {
+        "query": np.array(query, np.int64),
+        "item": np.array(item, np.int32),
+        "event_type": np.array([EVENT_TYPES.index(name) for name in kind], np.int8),
+        "task": np.array([0 if name in CONVERSIONS else 1 for name in kind], np.int8),
+        "weight": np.array(weight, np.float32),
+        "attributed": np.array(attributed),
+    }
+    pq.write_table(pa.table(columns), directory / "positives.parquet")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("run")
@@ -138,6 +193,7 @@ def run(tmp_path_factory):
     }
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
+    write_positives(tmp_path / "features_dir" / "train")
     curve = {"step": [10, 20], "epoch": [0, 0], "split": ["train", "validation"]}
     curve |= {"metric": ["conversion_loss", "conversion/recall@100"], "value": [9.5, 0.4]}
     pq.write_table(pa.table(curve), tmp_path / "model_dir" / "training_curve.parquet")
@@ -195,14 +251,59 @@ def test_the_page_loads_nothing_from_elsewhere(page):
         "1 of 2 checks passed.",
         "conversion before its click",
         "batch_size: 7",
+        "3 checks: 1 passed, 1 failed, 1 undecided.",
+        "surface search (n=432)",
+        "✓ recall target of 0.98 kept",
+        "✗ memory budget of 1 MB missed",
+        "0.3131",
+        "81.8%",
+        "0.1717[0.1617, 0.1817]",
+        "n=6; 95% Wilson intervals",
     ],
 )
 def test_every_part_shows_its_numbers(page, shown):
     assert shown in " ".join("".join(_parsed(page).text).split())
 
 
+def test_clicks_are_counted_with_the_conversions_credited_to_them(tmp_path):
+    write_positives(tmp_path / "train")
+    light, heavy = click_calibration(tmp_path)
+    assert (light.clicks, light.conversions, light.mean_weight) == (3, 0, pytest.approx(0.06, abs=1e-6))
+    assert (heavy.clicks, heavy.conversions, heavy.share) == (3, 2, pytest.approx(2 / 3))
+    # Wilson (1927) by hand: p = 2/3, n = 3, z = 1.959964.
+    z, p, n = 1.959964, 2 / 3, 3
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    assert (heavy.low, heavy.high) == (pytest.approx(centre - half, abs=1e-6), pytest.approx(centre + half, abs=1e-6))
+
+
+def test_without_clicks_there_is_no_calibration(tmp_path):
+    assert click_calibration(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        # Without anything below 0 the scale begins there and ends a tenth beyond the largest number.
+        ({"value": 0.5, "threshold": 0.25, "low": 0.4, "high": 0.6}, (0.0, 75.8, 37.9, 60.6, 90.9)),
+        # From -0.04 to 0 with a twentieth of that on both sides.
+        ({"value": -0.03, "threshold": -0.01, "low": -0.04, "high": -0.02}, (95.5, 27.3, 72.7, 4.5, 50.0)),
+    ],
+)
+def test_bars_stand_where_the_numbers_are(check, expected):
+    found = scale(check)
+    assert tuple(found[name] for name in ("zero", "value", "threshold", "low", "high")) == pytest.approx(expected, 0.01)
+
+
+@pytest.mark.parametrize("missing", [{"value": None}, {"threshold": None}, {"value": float("nan")}])
+def test_a_check_without_numbers_has_no_bar(missing):
+    assert scale({"value": 1.0, "threshold": 2.0, **missing}) is None
+
+
 def test_the_verdict_stands_before_everything_else(page):
-    assert page.index("Rejected") < page.index("Conversion recall on the full catalogue")
+    order = ["Rejected", "<h2>Gate", "Candidate against champion by slice", "Conversion recall on the full catalogue"]
+    order += ["Only this model finds them", "<h2>Slices", "<h2>Labels", "<h2>Index", "<h2>Data checks"]
+    assert [page.index(words) for words in order] == sorted(page.index(words) for words in order)
 
 
 def test_text_from_the_data_is_escaped(page):

@@ -30,7 +30,7 @@ def write_ablation(
         "rows": _rows(comparisons, ks),
         "ks": ks,
         "caption": _caption(comparisons, confidence_level),
-        "plots": [{"k": k, "svg": plots.slice_bars(_bars(comparisons, k))} for k in ks],
+        "plots": [{"k": k, "svg": plots.slice_dots(_bars(comparisons, k))} for k in ks],
     }
     page_path.parent.mkdir(parents=True, exist_ok=True)
     contracts.write_bytes(page_path, environment.get_template("ablation.html.j2").render(context).encode())

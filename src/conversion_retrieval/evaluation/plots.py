@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 INK, MUTED, GRID = "#1c2430", "#6b7585", "#e6e9ee"
 CANDIDATE, CHAMPION, BASELINES = (
@@ -17,6 +18,10 @@ CANDIDATE, CHAMPION, BASELINES = (
     "#d9822b",
     ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878"),
 )
+FAILED = "#b3261e"
+KINDS = ("#5c8a73", CANDIDATE, CHAMPION, "#a0729b")
+MANY_POINTS = 30
+NAMES = {"item_knn": "item-kNN", "pure_svd": "PureSVD", "engagement_only": "engagement-only", "ivf_pq": "IVF-PQ"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
@@ -54,7 +59,7 @@ def color_of(model: str, position: int = 0) -> str:
 def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
     """Recall@k over k (log scale), one line a model with its interval shaded."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(7.2, 4.0)
+        figure, axes = _figure(6.2, 4.4)
         for position, (model, points) in enumerate(curves.items()):
             ks = sorted(points)
             values = [points[k].value for k in ks]
@@ -73,61 +78,90 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
         axes.set_xlabel("candidates retrieved (k)")
         axes.set_ylabel("share of conversions found")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", fontsize=9)
+        if curves:
+            figure.legend(loc="outside lower left", ncols=4, fontsize=9)
         return _svg(figure, "Recall at k for each model")
 
 
-def training_curves(
-    losses: Mapping[str, Sequence[tuple[float, float]]], recalls: Mapping[str, Sequence[tuple[float, float]]]
-) -> Markup:
-    """Loss by task and validation recall over steps, side by side; each series is (step, value) pairs."""
+def training_curve(series: Mapping[str, Sequence[tuple[float, float]]], label: str) -> Markup:
+    """Values over steps, one line a series of (step, value) pairs."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axes, series, label in ((left, losses, "training loss"), (right, recalls, "validation")):
-            for position, (name, points) in enumerate(series.items()):
-                steps, values = zip(*points, strict=True) if points else ((), ())
-                color = CANDIDATE if position == 0 else BASELINES[position % len(BASELINES)]
-                axes.plot(
-                    steps,
-                    values,
-                    color=color,
-                    linewidth=1.8,
-                    marker="o" if axes is right else None,
-                    markersize=4,
-                    label=_words(name),
-                )
-            axes.set_xlabel("step")
-            axes.set_title(label, loc="left", fontsize=10, color=MUTED)
-            if series:
-                axes.legend(fontsize=9)
-        return _svg(figure, "Training loss and validation recall over steps")
+        figure, axes = _figure(5.2, 3.4)
+        for position, (name, points) in enumerate(series.items()):
+            color = CANDIDATE if position == 0 else BASELINES[position % len(BASELINES)]
+            marker = "o" if len(points) < MANY_POINTS else None
+            axes.plot(*_columns(points), color=color, linewidth=1.8, marker=marker, markersize=4, label=_words(name))
+        axes.set_xlabel("step")
+        axes.set_title(label, loc="left", fontsize=10, color=MUTED)
+        if series:
+            figure.legend(loc="outside lower left", ncols=2, fontsize=9)
+        return _svg(figure, f"{label} over steps")
 
 
-def slice_bars(groups: Mapping[str, Mapping[str, Estimate]]) -> Markup:
-    """Horizontal bars with intervals: one group a slice value, one bar a model."""
-    models = list(dict.fromkeys(model for bars in groups.values() for model in bars))
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def slice_dots(groups: Mapping[str, Mapping[str, Estimate]]) -> Markup:
+    """Values with intervals: one row a slice value, one dot a model."""
+    models = list(dict.fromkeys(model for estimates in groups.values() for model in estimates))
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(5.2, 0.7 + 0.32 * len(groups) * max(len(models), 1))
-        height = 0.8 / max(len(models), 1)
+        figure, axes = _figure(5.2, 0.85 + (0.16 + 0.13 * len(models)) * len(groups))
         for position, model in enumerate(models):
-            rows = [row for row, bars in enumerate(groups.values()) if model in bars]
-            bars = [list(groups.values())[row][model] for row in rows]
-            values = np.array([bar.value for bar in bars])
-            errors = [
-                [bar.value - _or(bar.low, bar.value) for bar in bars],
-                [_or(bar.high, bar.value) - bar.value for bar in bars],
-            ]
-            at = np.array(rows) + (position - (len(models) - 1) / 2) * height
-            axes.barh(at, values, height * 0.9, color=color_of(model, position), label=_words(model), alpha=0.9)
-            axes.errorbar(values, at, xerr=np.maximum(errors, 0), fmt="none", ecolor=INK, elinewidth=0.8, capsize=2)
-        axes.set_yticks(range(len(groups)), list(groups))
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
+            shift = (position - (len(models) - 1) / 2) * 0.7 / max(len(models), 1)
+            rows = [row for row, estimates in enumerate(groups.values()) if model in estimates]
+            estimates = [list(groups.values())[row][model] for row in rows]
+            _dots(axes, estimates, np.array(rows) + shift, color=color_of(model, position), label=_words(model))
+        _name_rows(axes, list(groups))
         axes.set_xlim(left=0)
         if len(models) > 1:
-            axes.legend(fontsize=8, loc="lower right")
+            figure.legend(loc="outside upper left", ncols=len(models), fontsize=9)
         return _svg(figure, "Recall by slice")
+
+
+def differences(rows: Mapping[str, Estimate], *, margin: float, label: str) -> Markup:
+    """Differences with intervals, one a row, beside zero and the margin that they may not fall below."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(6.2, 0.8 + 0.26 * len(rows))
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.axvline(margin, color=FAILED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"margin {margin:g}")
+        _dots(axes, list(rows.values()), np.arange(len(rows)), color=CANDIDATE, label="candidate minus champion")
+        _name_rows(axes, list(rows))
+        axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=5)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9)
+        return _svg(figure, label)
+
+
+def _dots(axes: Axes, estimates: Sequence[Estimate], at: NDArray[Any], *, color: str, label: str) -> None:
+    values = [estimate.value for estimate in estimates]
+    bounds = [
+        [estimate.value - _or(estimate.low, estimate.value) for estimate in estimates],
+        [_or(estimate.high, estimate.value) - estimate.value for estimate in estimates],
+    ]
+    errors = np.maximum(bounds, 0)
+    axes.errorbar(values, at, xerr=errors, fmt="o", color=color, markersize=4.5, elinewidth=1.4, label=label)
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
+def calibration(points: Sequence[tuple[float, Estimate]]) -> Markup:
+    """Share of clicks that led to a conversion over their weight, with intervals."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(4.6, 2.8)
+        weights, values = [weight for weight, _ in points], [100 * estimate.value for _, estimate in points]
+        low = [100 * _or(estimate.low, estimate.value) for _, estimate in points]
+        high = [100 * _or(estimate.high, estimate.value) for _, estimate in points]
+        axes.plot(weights, values, color=CANDIDATE, marker="o", markersize=4, linewidth=1.8)
+        axes.fill_between(weights, low, high, color=CANDIDATE, alpha=0.15, linewidth=0)
+        axes.set_xlabel("weight of a click")
+        axes.set_ylabel("% followed by a conversion")
+        axes.set_ylim(bottom=0)
+        return _svg(figure, "Conversions after clicks of each weight")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[float], label: str) -> Markup:
@@ -152,17 +186,50 @@ def line(xs: Sequence[float], ys: Sequence[float], *, x_label: str, y_label: str
         return _svg(figure, f"{y_label} over {x_label}")
 
 
-def trade_off(points: Sequence[tuple[str, float, float]], chosen: str) -> Markup:
-    """Index settings as (name, queries/s, recall against exact); the chosen one is marked."""
+@dataclass(frozen=True, kw_only=True)
+class IndexPoint:
+    """One setting of an index: its queries a second and its recall against exact search."""
+
+    kind: str
+    name: str
+    speed: float
+    recall: float
+
+
+def trade_off(points: Sequence[IndexPoint], chosen: str, *, target: float | None = None) -> Markup:
+    """Recall over speed, one line a kind of index, with the recall target and a ring around the chosen setting."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(4.6, 2.8)
-        for name, speed, recall in points:
-            axes.scatter([speed], [recall], s=40, color=CANDIDATE if name == chosen else BASELINES[0], zorder=3)
-            axes.annotate(name, (speed, recall), textcoords="offset points", xytext=(5, -3), fontsize=7, color=MUTED)
+        figure, axes = _figure(6.2, 3.8)
+        for position, kind in enumerate(dict.fromkeys(point.kind for point in points)):
+            own, color = [point for point in points if point.kind == kind], KINDS[position % len(KINDS)]
+            axes.scatter([point.speed for point in own], [point.recall for point in own], s=14, color=color, alpha=0.5)
+            best = _undominated(own)
+            axes.plot(*_columns(best), color=color, marker="o", markersize=4, label=_words(kind))
+        for point in points:
+            if point.name == chosen:
+                axes.plot(point.speed, point.recall, "o", color=INK, fillstyle="none", markersize=11, label="shipped")
+                _annotate(axes, point)
+        if target is not None:
+            axes.axhline(target, color=FAILED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"target {target:g}")
         axes.set_xscale("log")
         axes.set_xlabel("queries per second, one core")
-        axes.set_ylabel("recall against exact")
+        axes.set_ylabel("recall against exact search")
+        figure.legend(loc="outside upper left", ncols=3, fontsize=9)
         return _svg(figure, "Index settings: speed and recall")
+
+
+def _undominated(points: Sequence[IndexPoint]) -> list[tuple[float, float]]:
+    """(speed, recall) of the points than which none is both faster and at least as accurate."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (-point.speed, -point.recall)):
+        if not best or point.recall > best[-1][1]:
+            best.append((point.speed, point.recall))
+    return best
+
+
+def _annotate(axes: Axes, point: IndexPoint) -> None:
+    at = (point.speed, point.recall)
+    axes.annotate(point.name, at, xytext=(0, -18), textcoords="offset points", ha="center", fontsize=9, color=INK)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -179,7 +246,7 @@ def _svg(figure: Figure, label: str) -> Markup:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return NAMES.get(name, name.replace("_", " "))
 
 
 def _or(value: float | None, default: float) -> float:

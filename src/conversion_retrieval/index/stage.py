@@ -123,6 +123,11 @@ def _facts(tuned: TunedIndex, test: EvaluationWindow, vectors: ModelVectors, con
         "memory_mb": chosen.memory_mb,
         "target_met": all(tuned.met.values()),
         "met": tuned.met,
+        "targets": {
+            "recall": config.target_recall,
+            "latency": config.max_latency_ms,
+            "memory": config.max_memory_mb,
+        },
         "trade_off": [asdict(point) for point in tuned.trade_off],
     }
 
