@@ -49,13 +49,14 @@ def alone(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def interrupted(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, str]:
-    """A job whose second worker was killed at step 4, whose torchrun was terminated at step 7, and what was said then."""
+    """A job whose second worker was killed at step 4 and whose torchrun was terminated at step 7; its last words."""
     interrupted = job(built, tmp_path_factory.mktemp("interrupted"))
     killed = torchrun(interrupted, "kill:4")
     assert killed.returncode == 1, killed.stderr
     assert steps_saved(interrupted) == [3]
     terminated = torchrun(interrupted, "terminate:7")
     assert terminated.returncode != 0, terminated.stderr
+    assert steps_saved(interrupted)[0] == 8
     return interrupted, terminated.stderr
 
 
@@ -100,7 +101,6 @@ def test_a_killed_worker_fails_the_run_and_a_terminated_torchrun_saves(interrupt
     job, terminated = interrupted
     assert "resuming from" in terminated
     assert "stopped by SIGTERM after step 8" in terminated
-    assert steps_saved(job)[0] == 8
     assert not job.model_dir.exists()
 
 
