@@ -14,7 +14,14 @@ class CorruptArtifactError(UserError):
 
 
 class TableError(UserError):
-    """The tables cannot be read as what they should be: a file, column or row is missing, broken or of another type."""
+    """The tables cannot be read as what they should be: a file, column or row is missing, broken or of another type.
+
+    ``files`` is how many files have such a fault where all were looked at; the message tells of the first.
+    """
+
+    def __init__(self, message: str, *, files: int = 1) -> None:
+        super().__init__(message)
+        self.files = files
 
 
 def one_line(error: BaseException) -> str:

@@ -131,8 +131,22 @@ def _reader(table: Table, found: Mapping[str, tuple[TableFile, ...]], where: str
 
 
 def _check_files(reader: TableReader) -> None:
+    """Look at every file, so that all faults are counted and mended at once."""
+    schemas: dict[TableFile, pa.Schema] = {}
+    faults: list[TableError] = []
     for file in reader.files:
-        _check_columns(file_schema(file, reader.table), reader, file)
+        try:
+            schemas[file] = file_schema(file, reader.table)
+        except TableError as error:
+            faults.append(error)
+    for file, schema in schemas.items() if len(schemas) == len(reader.files) else ():
+        try:
+            _check_columns(schema, reader, file)
+        except TableError as error:
+            faults.append(error)
+    if faults:
+        more = f" ({len(faults) - 1} more files with a fault)" if len(faults) > 1 else ""
+        raise TableError(f"{faults[0]}{more}", files=len(faults))
     if reader.num_rows == 0 or (reader.num_rows is None and not any(b.batch.num_rows for b in reader.batches())):
         raise TableError(f"expected rows in the {reader.table.name} table, found none in {reader.files[0]}")
 

@@ -31,7 +31,7 @@ def test_clean_tables_are_valid_and_kept_whole(world: Any, validate: Callable) -
     outcome = validate(world.write())
     assert outcome.verdict == "valid", outcome.report["reason"]
     assert len(outcome.events) == len(world.events)
-    assert outcome.report["counts"] == {}
+    assert set(outcome.report["counts"]) == {"events.reordered"}
     open_artifact(outcome.snapshot_dir, kind="snapshot")
     open_artifact(outcome.report_dir, kind="report")
 
@@ -250,18 +250,42 @@ def test_item_whose_advertiser_changes_is_counted_and_kept_once(world: Any, vali
     assert validate(world.directory, name="strict").verdict == "invalid"
 
 
-def test_embeddings_of_two_lengths_stop(world: Any, validate: Callable) -> None:
+def test_embeddings_of_two_lengths_stop_and_the_rare_length_is_located(world: Any, validate: Callable) -> None:
     world.items["visual_embedding"] = [[1.0, 2.0]] * 9 + [[1.0]]
-    outcome = validate(world.write())
+    outcome = validate(world.write(), name="items")
     check = outcome.check("visual_embedding_lengths", "items")
-    assert (outcome.verdict, check["observed"], check["success"]) == ("invalid", 2, False)
+    assert (outcome.verdict, check["observed"], check["success"], check["count"]) == ("invalid", 2, False, 1)
+    assert check["sample"] == [{"file": "items.parquet", "row": 9, "item_id": "i9", "length": 1}]
+    world.items = world.items.drop(columns="visual_embedding")
+    world.events["context_embedding"] = [[1.0, 2.0]] * 299 + [[1.0, 2.0, 3.0]]
+    check = validate(world.write(), name="events").check("context_embedding_lengths")
+    assert (check["count"], check["sample"][0]["file"], check["sample"][0]["row"]) == (1, "part-2.parquet", 99)
+
+
+def test_rows_out_of_the_order_of_time_are_kept_and_counted(world: Any, validate: Callable) -> None:
+    world.parts = 1
+    world.events = world.events.sort_values("event_time", kind="stable", ignore_index=True)
+    ordered = validate(world.write(), name="ordered")
+    assert ordered.check("reordered")["count"] == 0
+    moved = [*range(1, 8), 0, *range(8, len(world.events))]  # the first event after the eighth
+    world.events = world.events.iloc[moved].reset_index(drop=True)
+    world.events.loc[100, "event_time"] = pd.NaT
+    outcome = validate(world.write(), *TOLERANT, name="moved")
+    check = outcome.check("reordered")
+    assert (check["count"], check["rule"], check["severity"], outcome.verdict) == (1, "keep", "warning", "valid")
+    assert [(row["file"], row["row"]) for row in check["sample"]] == [("part-0.parquet", 7)]
+    world.events = world.events.sample(frac=1, random_state=3)
+    by_hand = int((world.events["event_time"].dropna().diff() < pd.Timedelta(0)).sum())
+    assert validate(world.write(), *TOLERANT, name="shuffled").check("reordered")["count"] == by_hand
 
 
 def test_volume_null_rates_and_delays_are_in_the_report(world: Any, validate: Callable) -> None:
+    world.items.loc[:2, "price"] = None
     facts = validate(world.write()).report["facts"]
     assert {row["day"]: 0 for row in facts["volume"]} == {f"2026-01-{day:02d}": 0 for day in range(5, 10)}
     assert sum(row["events"] for row in facts["volume"] if row["surface"] == "search") == 150
     assert facts["null_rates"]["value"] == pytest.approx(2 / 3)
+    assert facts["entity_null_rates"] == {"items.advertiser_id": 0.0, "items.price": 0.3, "users.age": 0.0}
     assert facts["reporting_delay_seconds"] == [3600.0] * 5
     assert facts["click_to_conversion_seconds"] == [60.0] * 5
 
@@ -280,7 +304,9 @@ def test_surface_that_misses_a_day_is_a_warning(world: Any, validate: Callable) 
     check = validate(world.write()).check("surface_days_below_min_events")
     assert (check["severity"], check["success"]) == ("warning", False)
     assert check["sample"] == [{"day": "2026-01-08", "surface": "search", "events": 0}]
-    assert validate(world.directory, "validation.min_events_per_surface_day=0", name="off").report["counts"] == {}
+    assert validate(world.directory, "validation.min_events_per_surface_day=0", name="off").check(
+        "surface_days_below_min_events"
+    )["success"]
 
 
 def test_null_rates_have_limits_where_asked_for(world: Any, validate: Callable) -> None:
@@ -317,6 +343,23 @@ def test_wrong_type_in_one_of_many_part_files_stops(world: Any, validate: Callab
     assert outcome.verdict == "invalid"
     assert outcome.report["reason"] == f"expected double in column value of {path}, found string"
     assert outcome.page_path.read_text().count(str(path)) >= 1
+
+
+def test_every_bad_part_file_is_counted(world: Any, validate: Callable) -> None:
+    world.parts = 5
+    world.write()
+    parts = [world.directory / "events" / f"part-{number}.parquet" for number in range(5)]
+    for part in parts[1:4]:
+        pq.write_table(pq.read_table(part).drop_columns("user_id"), part)
+    check = validate(world.directory, name="columns").check("readable_with_the_canonical_columns", "all")
+    assert (check["count"], check["rule"], check["severity"]) == (3, "stop", "error")
+    assert f"found none in {parts[1]}" in check["observed"] or f"in {parts[1]}, found none" in check["observed"]
+    assert "(2 more files with a fault)" in check["observed"]
+    for part in (parts[0], parts[4]):
+        part.write_bytes(part.read_bytes()[:-9])
+    outcome = validate(world.directory, name="truncated")
+    assert outcome.report["counts"] == {"all.readable_with_the_canonical_columns": 2}
+    assert str(parts[0]) in outcome.report["reason"]
 
 
 def test_times_without_zone_stop(world: Any, validate: Callable) -> None:

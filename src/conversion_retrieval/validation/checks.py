@@ -28,8 +28,9 @@ def all_checks(cleaned: Cleaned, config: PipelineConfig) -> list[Check]:
     """Every built-in check of the three tables, drift excepted."""
     checks = [
         *_event_rules(cleaned, config),
+        _time_order(cleaned, config.validation.sample_rows),
         *volume_checks(cleaned, config),
-        _lengths(_num_lengths(cleaned, "kept", "context_embedding"), "events", "context_embedding"),
+        _lengths(cleaned, cleaned.tables.events, "context_embedding", config.validation.sample_rows),
         *_conversion_checks(cleaned, config),
     ]
     for reader in (cleaned.tables.items, cleaned.tables.users):
@@ -90,20 +91,43 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
     )
 
 
-def _num_lengths(cleaned: Cleaned, table: str, column: str) -> int:
-    return int(cleaned.value(f"SELECT count(DISTINCT len({quoted(column)})) FROM {table}"))
+def _time_order(cleaned: Cleaned, sample_rows: int) -> Check:
+    """Rows in another order than that of time: they are kept, and nothing depends on it."""
+    numbers = {file: number for number, file in enumerate(cleaned.tables.events.files)}
+    places = [(numbers[file], row) for file, row in cleaned.time_order.places[:sample_rows]]
+    return Check(
+        name="reordered",
+        table="events",
+        column="event_time",
+        severity="warning",
+        observed=cleaned.time_order.count / max(cleaned.value("SELECT count(*) FROM events"), 1),
+        maximum=1.0,
+        count=cleaned.time_order.count,
+        rule="keep",
+        sample=_sample(cleaned, f"(file, row) IN ({', '.join(map(str, places))})", sample_rows) if places else [],
+    )
 
 
-def _lengths(count: int, table: str, column: str) -> Check:
+def _lengths(cleaned: Cleaned, reader: TableReader, column: str, sample_rows: int) -> Check:
+    """How many lengths the kept vectors of a column have; the rows are those without the most frequent one."""
+    size, key = f"len({quoted(column)})", reader.table.key
+    kept, located = ("kept", "kept") if key == "event_id" else (reader.table.name, f"raw_{reader.table.name}")
+    lengths = cleaned.rows(f"SELECT {size} AS size, count(*) AS n FROM {kept} WHERE {size} IS NOT NULL GROUP BY 1")
+    usual = max(lengths, key=lambda row: (row["n"], row["size"]), default={"size": 0, "n": 0})
+    sample = (
+        f"SELECT file, row, {key}, {size} AS length FROM {located} WHERE {size} <> {usual['size']} "
+        f"AND {key} IN (SELECT {key} FROM {kept}) ORDER BY file, row LIMIT {sample_rows}"
+    )
     return Check(
         name=f"{column}_lengths",
-        table=table,
+        table=reader.table.name,
         column=column,
         severity="error",
-        observed=count,
+        observed=len(lengths),
         maximum=1,
-        count=0,
+        count=sum(row["n"] for row in lengths) - usual["n"],
         rule="stop",
+        sample=_located(cleaned.rows(sample), reader) if len(lengths) > 1 else [],
     )
 
 
@@ -194,7 +218,7 @@ def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig
         yield _entity_check("advertiser_changes", name, "advertiser_id", count, total, limit, sample, reader)
     for column in reader.schema:
         if str(column.type).startswith("list"):
-            yield _lengths(_num_lengths(cleaned, name, column.name), name, column.name)
+            yield _lengths(cleaned, reader, column.name, config.validation.sample_rows)
 
 
 def _entity_check(
@@ -281,8 +305,20 @@ def description(cleaned: Cleaned) -> dict[str, Any]:
         "users": cleaned.value("SELECT count(DISTINCT user_id) FROM kept"),
         "event_types": cleaned.rows("SELECT event_type, count(*) AS events FROM kept GROUP BY 1 ORDER BY 1"),
         "null_rates": cleaned.rows(f"SELECT {nulls} FROM kept")[0],
+        "entity_null_rates": _entity_null_rates(cleaned),
         "quantiles": [0.01, 0.1, 0.5, 0.9, 0.99],
         **cleaned.rows(delays)[0],
         **cleaned.rows(clicks)[0],
         "volume": cleaned.rows(volume),
     }
+
+
+def _entity_null_rates(cleaned: Cleaned) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    for reader in (cleaned.tables.items, cleaned.tables.users):
+        names = [name for name in reader.schema.names if name != reader.table.key] if reader else []
+        if reader and names:
+            selected = ", ".join(f"avg(({quoted(name)} IS NULL)::INT) AS {quoted(name)}" for name in names)
+            found = cleaned.rows(f"SELECT {selected} FROM {reader.table.name}")[0]
+            rates |= {f"{reader.table.name}.{name}": rate for name, rate in found.items()}
+    return rates

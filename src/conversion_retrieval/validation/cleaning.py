@@ -5,7 +5,7 @@ where one of several rows is kept, it is the first of them sorted by all columns
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,8 @@ import pyarrow as pa
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
-from conversion_retrieval.tables import TableReader, Tables
+from conversion_retrieval.tables import LocatedBatch, TableReader, Tables
+from conversion_retrieval.validation.time_order import TimeOrder
 
 EVENT_COLUMNS: Final = tuple(column.name for column in EVENTS.columns)
 REQUIRED: Final = tuple(column.name for column in EVENTS.columns if column.required)
@@ -58,6 +59,7 @@ class Cleaned:
 
     database: duckdb.DuckDBPyConnection
     tables: Tables
+    time_order: TimeOrder
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """A query's result as dictionaries."""
@@ -100,10 +102,11 @@ def clean(database: duckdb.DuckDBPyConnection, tables: Tables, *, latest: dateti
     _load_entities(database, tables.items)
     if tables.users is not None:
         _load_entities(database, tables.users)
-    _load_events(database, tables.events, latest)
+    time_order = TimeOrder()
+    _load_events(database, tables.events, latest, time_order)
     _mark_duplicates(database)
     database.execute("CREATE VIEW kept AS SELECT * FROM events WHERE drop_rule IS NULL")
-    return Cleaned(database=database, tables=tables)
+    return Cleaned(database=database, tables=tables, time_order=time_order)
 
 
 def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> None:
@@ -118,7 +121,9 @@ def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> 
     )
 
 
-def _load_events(database: duckdb.DuckDBPyConnection, reader: TableReader, latest: datetime) -> None:
+def _load_events(
+    database: duckdb.DuckDBPyConnection, reader: TableReader, latest: datetime, time_order: TimeOrder
+) -> None:
     types = ", ".join(f"'{name}'" for name in EVENT_TYPES)
     nulls = " ".join(f"WHEN {name} IS NULL THEN 'null_{name}'" for name in REQUIRED)
     present = {column: rules for column, rules in REPAIRED_COLUMNS.items() if column in reader.present}
@@ -135,7 +140,7 @@ def _load_events(database: duckdb.DuckDBPyConnection, reader: TableReader, lates
     )
     repaired = ", ".join(_repaired(column, rules) for column, rules in present.items())
     replaced = f"incoming.* REPLACE ({repaired})" if repaired else "incoming.*"
-    with _incoming(database, reader):
+    with _incoming(database, reader, time_order.observe):
         database.execute(
             f"""
             CREATE TABLE events AS
@@ -173,11 +178,15 @@ def _mark_duplicates(database: duckdb.DuckDBPyConnection) -> None:
 
 
 @contextmanager
-def _incoming(database: duckdb.DuckDBPyConnection, reader: TableReader) -> Iterator[None]:
+def _incoming(
+    database: duckdb.DuckDBPyConnection,
+    reader: TableReader,
+    observe: Callable[[LocatedBatch], None] = lambda _: None,
+) -> Iterator[None]:
     """The rows of a table as ``incoming``, readable once; a file that breaks on the way raises its own error."""
     failures: list[UserError] = []
     database.register(
-        "incoming", pa.RecordBatchReader.from_batches(_located_schema(reader), _located(reader, failures))
+        "incoming", pa.RecordBatchReader.from_batches(_located_schema(reader), _located(reader, failures, observe))
     )
     try:
         yield
@@ -193,13 +202,16 @@ def _located_schema(reader: TableReader) -> pa.Schema:
     return reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
 
 
-def _located(reader: TableReader, failures: list[UserError]) -> Iterator[pa.RecordBatch]:
+def _located(
+    reader: TableReader, failures: list[UserError], observe: Callable[[LocatedBatch], None]
+) -> Iterator[pa.RecordBatch]:
     """All rows with the number of their file and their row in it, read as they are asked for."""
     schema = _located_schema(reader)
     numbers = {file: number for number, file in enumerate(reader.files)}
     try:
         with meter(f"Reading {reader.table.name}", total=reader.num_rows, unit="rows") as progress:
             for part in reader.batches():
+                observe(part)
                 size = part.batch.num_rows
                 file = pa.repeat(pa.scalar(numbers[part.file], pa.int32()), size)
                 row = pa.array(np.arange(part.first_row, part.first_row + size))
