@@ -10,6 +10,9 @@ from pipelines import cluster
 
 MINUTE: Final = 60
 HOUR: Final = 60 * MINUTE
+BACKOFF_SECONDS: Final = 30
+# What pods may wait for nodes or in a queue, over all attempts.
+PENDING_SECONDS: Final = 24 * HOUR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,16 @@ class Resources:
     memory_limit: str
     timeout_seconds: int
     retries: int = 2
+
+    @property
+    def retry_window_seconds(self) -> int:
+        """Time for every attempt to reach its limit, with the pauses between, which double, and the waiting for nodes.
+
+        The backend stops retrying, and the attempt that runs, this long after the first attempt's start: kfp calls it
+        the backoff's maximum duration, but it is no bound on a pause.
+        """
+        pauses = BACKOFF_SECONDS * (2**self.retries - 1)
+        return (self.retries + 1) * self.timeout_seconds + pauses + PENDING_SECONDS
 
 
 # Sized for a hundred million events and a million items; the README's demo needs two cores and 6 GB at its peak.
@@ -143,7 +156,12 @@ class Placement:
         task.set_cpu_request(resources.cpu_request).set_cpu_limit(resources.cpu_limit)
         task.set_memory_request(resources.memory_request).set_memory_limit(resources.memory_limit)
         if self.retry:
-            task.set_retry(resources.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+            task.set_retry(
+                resources.retries,
+                backoff_duration=f"{BACKOFF_SECONDS}s",
+                backoff_factor=2.0,
+                backoff_max_duration=f"{resources.retry_window_seconds}s",
+            )
         # The cache key knows names and arguments, never bytes: a daily run on one URI would reuse yesterday's model.
         task.set_caching_options(enable_caching=False)
         kubernetes.set_timeout(task, resources.timeout_seconds)

@@ -48,6 +48,25 @@ def test_a_gpu_stage_has_timeout_selector_toleration_shared_memory_and_retries(g
         assert retries[by_executor[executor]]["backoffFactor"] > 1
 
 
+def test_no_attempt_runs_out_of_the_window_in_which_the_backend_retries(golden):
+    """Argo measures the backoff's maximum duration from the first attempt's start and ends attempts that pass it."""
+    _, spec, on_kubernetes = golden
+    executors = {name: c["executorLabel"] for name, c in spec["components"].items() if "executorLabel" in c}
+    policies = {
+        t["componentRef"]["name"]: t["retryPolicy"] for t in compiled.tasks(spec).values() if "retryPolicy" in t
+    }
+    assert set(policies) == set(executors)
+    for component, policy in policies.items():
+        limit = int(on_kubernetes[executors[component]]["activeDeadlineSeconds"])
+        retries, first_pause = int(policy["maxRetryCount"]), seconds(policy["backoffDuration"])
+        pauses = sum(first_pause * policy["backoffFactor"] ** n for n in range(retries))
+        assert seconds(policy["backoffMaxDuration"]) >= (retries + 1) * limit + pauses
+
+
+def seconds(duration: str) -> int:
+    return int(duration.removesuffix("s"))
+
+
 def test_no_other_stage_could_land_on_a_gpu_node(golden):
     name, _, on_kubernetes = golden
     for executor, config in on_kubernetes.items():
