@@ -17,6 +17,7 @@ from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.training.distributed import any_process, sum_numbers
 from conversion_retrieval.training.examples import Indices, batch_order, num_batches
 from conversion_retrieval.training.interruption import Interrupted, StopRequest, stop_on_sigterm
+from conversion_retrieval.training.memory import Footprint, MemoryMeter
 from conversion_retrieval.training.prefetch import prefetch
 from conversion_retrieval.training.recorder import Recorder
 from conversion_retrieval.training.step import DivergedError, Learner
@@ -43,6 +44,7 @@ class Trainer:
     checkpoints: Checkpoints | None
     config: TrainingConfig
     position: Position
+    memory: MemoryMeter
     best: dict[str, Tensor] = field(default_factory=dict)
     last_checkpoint: str = "none"
 
@@ -89,7 +91,8 @@ class Trainer:
 
     def _step(self, batch: Batch, progress: Meter) -> None:
         try:
-            losses = self.learner.learn(batch, self.position.step)
+            with self.memory.first_step(batch, self.builder.catalogue, self.learner.optimizer.parameters):
+                losses = self.learner.learn(batch, self.position.step)
         except DivergedError as error:
             raise DivergedError(f"{error}; the last good checkpoint is {self.last_checkpoint}") from None
         self._advance(batch)
@@ -167,6 +170,16 @@ class Trainer:
             self.best = {name: tensor.detach().clone() for name, tensor in self.average.model.state_dict().items()}
         self.position.stale_validations = 0 if improved else self.position.stale_validations + 1
         say(_validation_line(self.position, values))
+
+    def footprint(self) -> Footprint | None:
+        """The memory taken so far beside what must be held."""
+        dataset, catalogue = self.builder.dataset, self.builder.catalogue
+        on_cpu = self.learner.device.type == "cpu"
+        return self.memory.footprint(
+            tables=(dataset, self.builder.examples.split, self.validator.split) if on_cpu else catalogue,
+            parameters=self.learner.optimizer.parameters,
+            optimizer_state=(self.learner.optimizer.state(), self.average.state()),
+        )
 
     def save(self) -> None:
         """Write a checkpoint, where there is a directory for it; one process writes."""

@@ -25,6 +25,7 @@ from conversion_retrieval.training.distributed import process_group, wait_for_al
 from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
+from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.pool import takes_full_softmax
 from conversion_retrieval.training.recorder import Recorder, write_curve
@@ -53,13 +54,19 @@ def train(
         "spec": open_artifact(spec_dir, kind="spec").digest,
     }
     device = choose_device(config.training.device, int(os.environ.get("LOCAL_RANK", "0")))
+    memory = MemoryMeter(device)
     with process_group(device.type) as shard:
         dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
         checkpoints = _checkpoints(checkpoint_dir, config, inputs)
-        trainer = make_trainer(dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir)
+        trainer = make_trainer(
+            dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
+        )
         start = time.monotonic()
         trainer.fit()
         trainer.recorder.close()
+        footprint = trainer.footprint()
+        if footprint and shard.rank == 0:
+            say(str(footprint))
         if shard.rank == 0:
             _write(trainer, Path(model_dir), Path(spec_dir), config, inputs, seconds=time.monotonic() - start)
         wait_for_all()
@@ -74,6 +81,7 @@ def make_trainer(
     shard: Shard | None = None,
     checkpoints: Checkpoints | None = None,
     log_dir: Path | str | None = None,
+    memory: MemoryMeter | None = None,
 ) -> Trainer:
     """Put a run together, at the latest of its checkpoints if there are any."""
     device, shard = device or torch.device("cpu"), shard or Shard()
@@ -94,6 +102,7 @@ def make_trainer(
         checkpoints=checkpoints,
         config=config.training,
         position=position,
+        memory=memory or MemoryMeter(device),
     )
     if found:
         trainer.restore(found)
@@ -176,7 +185,7 @@ def _write(
 
 
 def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
-    position, learner = trainer.position, trainer.learner
+    position, learner, footprint = trainer.position, trainer.learner, trainer.footprint()
     return {
         "metric": trainer.validator.metric,
         "best_value": position.best_value if position.best_step >= 0 else None,
@@ -193,4 +202,5 @@ def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
         "device": learner.device.type,
         "processes": learner.shard.world_size,
         "tasks": trainer.builder.examples.task_weight_per_query(),
+        "memory": footprint.values() if footprint else None,
     }

@@ -1,0 +1,57 @@
+import re
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from conversion_retrieval.training.memory import Footprint, MemoryMeter, held_bytes
+from conversion_retrieval.training.stage import make_trainer
+from tests.training.runs import small_config
+from tests.training.separable import separable_world
+
+CPU = torch.device("cpu")
+
+
+def test_bytes_of_a_nest_are_those_of_its_arrays():
+    footprint_free = {
+        "a": np.zeros(3, np.int16),
+        "b": (torch.zeros(2, 2), [pa.array([1, 2], pa.int32()), "text"], None),
+    }
+    assert held_bytes(footprint_free) == 6 + 16 + 8
+
+
+def test_the_activations_of_a_step_are_counted_once_and_without_what_is_counted_elsewhere():
+    batch, weight = torch.zeros(10, 4), nn.Parameter(torch.zeros(4, 8))
+    meter = MemoryMeter(CPU)
+    with meter.first_step(batch, (), weight):
+        hidden = batch @ weight  # saves the batch and the weight
+        (hidden * hidden).sum().backward()  # saves hidden, twice
+    with meter.first_step(torch.zeros(99), (), ()):
+        (weight * weight).sum().backward()
+    footprint = meter.footprint(tables=np.zeros(5, np.int8), parameters=weight, optimizer_state={"m": weight})
+    assert footprint.batch == 4 * (10 * 4 + 10 * 8)
+    assert (footprint.tables, footprint.parameters, footprint.optimizer_state) == (5, 128, 128)
+
+
+def test_the_peak_counts_what_was_allocated_since_the_meter_began():
+    meter = MemoryMeter(CPU)
+    with meter.first_step(torch.zeros(1), (), ()):
+        taken = torch.ones(2**26)  # 256 MiB, more than any earlier peak of this process leaves unseen
+    footprint = meter.footprint(tables=(), parameters=(), optimizer_state=())
+    assert footprint.peak >= taken.nbytes * 0.9
+
+
+def test_the_ratio_is_the_peak_over_what_must_be_held():
+    footprint = Footprint(fixed=7, peak=300, tables=50, parameters=20, optimizer_state=40, batch=40)
+    assert (footprint.held, footprint.ratio, footprint.values()["ratio"]) == (150, 2.0, 2.0)
+
+
+def test_a_training_knows_its_footprint_after_the_first_step():
+    trainer = make_trainer(separable_world(num_users=60), small_config(training={"max_steps": 2}))
+    assert trainer.footprint() is None
+    trainer.fit()
+    footprint = trainer.footprint()
+    assert footprint.parameters == sum(4 * p.numel() for p in trainer.learner.optimizer.parameters.values())
+    assert footprint.optimizer_state > 2.9 * footprint.parameters  # two moments and the average
+    assert re.fullmatch(r"memory: peak [\d,]+ MiB above the libraries' .* x the .*", str(footprint))
