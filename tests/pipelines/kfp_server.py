@@ -5,7 +5,9 @@ parameters and cron expressions pass as they come.
 """
 
 import json
+import os
 import re
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -65,6 +67,11 @@ class KubeflowPipelines:
             assert predicate["operation"] in ("EQUALS", 1)
             things = [t for t in things if t.get(predicate["key"]) == predicate["stringValue"]]
         return {key: things[: int(query.get("page_size") or 10)], "total_size": len(things)}
+
+    def state(self, **_: Any) -> dict[str, Any]:
+        """For tests in another process: no endpoint of the real server."""
+        names = ("experiments", "pipelines", "versions", "runs", "recurring_runs")
+        return {name: list(getattr(self, name).values()) for name in names}
 
     def healthz(self, **_: Any) -> dict[str, Any]:
         return {"multi_user": False}
@@ -170,6 +177,7 @@ class KubeflowPipelines:
 
 
 ROUTES: dict[tuple[str, str], Any] = {
+    ("GET", "state"): KubeflowPipelines.state,
     ("GET", "healthz"): KubeflowPipelines.healthz,
     ("GET", "experiments"): KubeflowPipelines.list_experiments,
     ("POST", "experiments"): KubeflowPipelines.create_experiment,
@@ -240,3 +248,14 @@ def serving(state: KubeflowPipelines) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def main() -> None:
+    """Serve until standard input ends; the first line of standard output is the address."""
+    with serving(KubeflowPipelines(token=os.environ.get("KFP_SERVER_TOKEN", ""))) as address:
+        print(address, flush=True)  # noqa: T201 - how the tests learn the port
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
