@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from conversion_retrieval.evaluation import intervals
-from conversion_retrieval.evaluation.intervals import UserBootstrap, paired_difference, sum_by_user
+from conversion_retrieval.evaluation.intervals import UserBootstrap, sum_by_user
 
 
 def example(num_users=80):
@@ -62,9 +62,15 @@ def test_drawing_in_blocks_changes_nothing(monkeypatch):
     np.testing.assert_allclose(bootstrap.replicates(hits[:, None], counts[:, None]), whole)
 
 
-def test_paired_models_that_always_agree_differ_by_exactly_nothing():
-    outcomes, users = np.random.default_rng(0).integers(0, 2, (200, 2)).astype(float), np.arange(200) % 30
-    found = paired_difference(outcomes, outcomes, users, UserBootstrap(num_users=30, num_resamples=100))
+def means(values, users, bootstrap):
+    """Intervals of the mean over rows."""
+    sums = (sum_by_user(v, users, bootstrap.num_users) for v in (values, np.ones_like(values)))
+    return bootstrap.intervals(*sums)
+
+
+def test_models_that_always_agree_differ_by_exactly_nothing():
+    users = np.arange(200) % 30
+    found = means(np.zeros((200, 2)), users, UserBootstrap(num_users=30, num_resamples=100))
     assert (found.low == 0).all()
     assert (found.high == 0).all()
 
@@ -75,7 +81,6 @@ def test_pairing_narrows_the_interval_of_a_difference():
     second = rng.integers(0, 2, (400, 1)).astype(float)
     first = np.maximum(second, rng.random((400, 1)) < 0.1)  # the same hits and a few more
     bootstrap = UserBootstrap(num_users=40, num_resamples=1000)
-    paired = paired_difference(first, second, users, bootstrap)
-    alone = bootstrap.intervals(*(sum_by_user(v, users, 40) for v in (first, np.ones_like(first))))
+    paired, alone = means(first - second, users, bootstrap), means(first, users, bootstrap)
     assert paired.low[0] > 0
     assert paired.high[0] - paired.low[0] < 0.6 * (alone.high[0] - alone.low[0])

@@ -1,8 +1,16 @@
 """Oracle: counted by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from conversion_retrieval.evaluation.slices import conversions_before, history_bins, known_before, mass_deciles
+from conversion_retrieval.evaluation.slices import (
+    conversions_before,
+    history_bins,
+    known_before,
+    mass_deciles,
+    slice_columns,
+)
 from tests.evaluation.test_baselines import CLICK, days, log_of
 
 
@@ -35,3 +43,30 @@ def test_item_statistics_stop_at_the_window():
     log = log_of([(0, 1, 1), (0, 1, 2), (0, 2, 3, CLICK), (1, 3, 9), (1, 0, 1.0, CLICK, 9.0)], 2, 5)
     assert conversions_before(log, int(days(5))).tolist() == [0, 2, 0, 0, 0]
     assert known_before(log, int(days(5))).tolist() == [False, True, True, False, False]
+
+
+def test_every_positive_is_sliced_by_what_was_known_when_the_window_began():
+    # Users 0 and 1 bought items 0 and 1 before day 5; user 2 and items 2 and 3 were never seen.
+    log = log_of([(0, 0, 1), (0, 1, 2), (1, 0, 3), (2, 2, 9)], 3, 4)
+    dataset = SimpleNamespace(
+        item_advertiser=np.array([0, 0, 1, 1], np.int32), spec=SimpleNamespace(surfaces=("home", "search"))
+    )
+    positives = SimpleNamespace(
+        item=np.array([0, 2, 3, 1], np.int32),
+        query=np.array([0, 0, 1, 2]),
+        new_to_user=np.array([False, True, True, True]),
+    )
+    user = np.array([0, 2, 1])
+    split = SimpleNamespace(
+        positives=positives, user=user, surface=np.array([2, 0, 1]), history_end=log.offsets[user] + [2, 0, 1]
+    )
+    found = slice_columns(dataset, split, log, int(days(5)))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "surface": ["search", "search", "unknown", "home"],
+        "advertiser_size_decile": ["06", "none", "none", "06"],
+        "item_popularity_decile": ["07", "none", "none", "02"],  # item 1 is the first third of three, item 0 the rest
+        "item_status": ["known", "cold", "cold", "known"],
+        "user_status": ["known", "known", "cold", "known"],
+        "history_length": ["001-004", "001-004", "0", "001-004"],
+        "new_to_user": ["false", "true", "true", "true"],
+    }

@@ -1,7 +1,9 @@
 """The gate and promote stages on files. Oracle: figures known from hand-made ranks; the bytes of the registry."""
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +190,13 @@ def test_conversions_without_their_slices_stop_the_gate_rather_than_pass_its_gua
         CorruptArtifactError, match=r"a row for each conversion at .*slices\.parquet, found none for 2000"
     ):
         reseal(directories["evaluation_dir"], "evaluation", lambda: run_gate(directories, tmp_path))
+
+
+def test_gate_needs_neither_network_nor_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_write_page", DRAW_PAGE)
+    monkeypatch.setattr(socket, "socket", None)  # opening one would fail
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "STORAGE_", "CLOUDSDK_"))]:
+        monkeypatch.delenv(name)
+    champion = ChampionState(status="present", version="v7", digest="d")
+    directories = make_run(tmp_path, champion=champion, champion_ranks=recalled(0.3))
+    assert run_gate(directories, tmp_path)[0] == "promote"

@@ -71,14 +71,6 @@ def sum_by_user(values: NDArray[np.float64], users: NDArray[np.integer], num_use
     return np.stack(columns, axis=1) if columns else np.zeros((num_users, 0))
 
 
-def paired_difference(
-    first: NDArray[np.float64], second: NDArray[np.float64], users: NDArray[np.integer], bootstrap: UserBootstrap
-) -> Intervals:
-    """Intervals of mean(first - second) over the rows of two models' outcomes [n, M] on the same positives."""
-    totals = sum_by_user(first - second, users, bootstrap.num_users)
-    return bootstrap.intervals(totals, sum_by_user(np.ones_like(first), users, bootstrap.num_users))
-
-
 def ratios(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
     """Elementwise quotients; NaN where the denominator is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,0 +1,80 @@
+"""What the command line says about a registry. Oracle: the versions promoted here, and what the commands promise."""
+
+from pathlib import Path
+
+import pytest
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.registry import commands
+from conversion_retrieval.registry.decision import ChampionState
+from conversion_retrieval.registry.registry import Registry
+from tests.registry.artifacts import make_bundle
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "registry")
+
+
+@pytest.fixture
+def versions(uri: str, tmp_path: Path) -> list[str]:
+    """Three promotions, oldest first."""
+    names = []
+    for name in "abc":
+        champion = Registry.open(uri).champion()
+        state = ChampionState(status="absent")
+        if champion:
+            state = ChampionState(status="present", version=champion.version, digest=champion.digest)
+        names.append(Registry.open(uri).promote(*make_bundle(tmp_path / name, name, state)).version)
+    return names
+
+
+def test_show_tells_the_champions_role_reason_and_metrics(
+    uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.show(uri)
+    told = capsys.readouterr().out
+    assert f"{versions[2]} (champion of {uri})" in told
+    assert "made by hand" in told
+    assert "conversion/recall" in told
+    commands.show(uri, versions[0])
+    assert f"{versions[0]} (kept version of {uri})" in capsys.readouterr().out
+
+
+def test_history_lists_every_swap_in_order(uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    commands.rollback(uri, versions[0])
+    assert f"champion is now {versions[0]} (before: {versions[2]})" in capsys.readouterr().out
+    commands.history(uri)
+    told = capsys.readouterr().out
+    swaps = [line for line in told.splitlines() if "promote" in line or "rollback" in line]
+    assert [next(v for v in versions if v in line) for line in swaps] == [*versions, versions[0]]
+    assert f"champion: {versions[0]}, before: {versions[2]}" in told
+
+
+def test_diff_names_settings_inputs_and_files(
+    uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.diff(uri, versions[0], versions[1])
+    told = capsys.readouterr().out
+    assert f"first:  {versions[0]}\nsecond: {versions[1]}" in told
+    assert "config name" in told
+    assert "model/weights.safetensors" in told
+    commands.diff(uri, versions[0], versions[0])
+    assert "no file differs" in capsys.readouterr().out
+
+
+def test_prune_names_what_it_deletes_and_spares_champion_and_predecessor(
+    uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.prune(uri, keep=1)
+    told = capsys.readouterr().out
+    assert told.splitlines()[0] == f"deleted {versions[0]}"
+    assert f"1 deleted, 2 versions kept in {uri}" in told
+    assert Registry.open(uri).versions() == versions[1:]
+
+
+def test_a_registry_without_promotions_says_so(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.history(uri)
+    assert "nothing was ever promoted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="found none: promote a first one"):
+        commands.show(uri)

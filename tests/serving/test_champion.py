@@ -1,0 +1,72 @@
+"""Which champion is served. Oracle: the registry's pointer; an index that is made to answer nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.index.search import ItemIndex
+from conversion_retrieval.registry.decision import ChampionState
+from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving import server
+from conversion_retrieval.serving.bundle_cache import BundleCache
+from conversion_retrieval.serving.champion import ChampionLoader
+from tests.serving.conftest import Run
+
+
+@pytest.fixture
+def loader(registry: Registry, tmp_path: Path) -> ChampionLoader:
+    return ChampionLoader(registry, BundleCache(tmp_path / "cache"))
+
+
+@pytest.fixture
+def silent_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every search finds nothing from now on."""
+
+    def nothing(self: ItemIndex, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1)
+
+    monkeypatch.setattr(ItemIndex, "search", nothing)
+
+
+def promote_second(registry: Registry, run: Run, path: Path) -> str:
+    champion = registry.champion()
+    state = ChampionState(status="present", version=champion.version, digest=champion.digest)
+    return registry.promote(*run.bundle(path, state)).version
+
+
+def test_the_champion_is_loaded_and_followed(
+    registry: Registry, run: Run, loader: ChampionLoader, tmp_path: Path
+) -> None:
+    model = server.ChampionModel(loader.load())
+    assert model.version == registry.champion().version
+    assert not server.follow_champion(model, loader)
+    second = promote_second(registry, run, tmp_path / "second")
+    assert server.follow_champion(model, loader)
+    assert model.version == second
+
+
+@pytest.mark.usefixtures("silent_index")
+def test_nothing_listens_before_a_real_query_was_answered(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ChampionServer", None)  # a call would fail otherwise
+    with pytest.raises(UserError, match="the index answers nothing"):
+        server.serve(registry.uri)
+
+
+def test_a_new_champion_that_answers_nothing_does_not_take_over(
+    registry: Registry, run: Run, loader: ChampionLoader, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = server.ChampionModel(loader.load())
+    first = model.version
+    promote_second(registry, run, tmp_path / "second")
+    request.getfixturevalue("silent_index")
+    with pytest.raises(UserError, match="the index answers nothing"):
+        server.follow_champion(model, loader)
+    assert model.version == first
+    assert model.ready
+
+
+def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a champion"):
+        server.serve(str(tmp_path / "registry"))
