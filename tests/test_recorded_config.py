@@ -8,7 +8,8 @@ import pytest
 from conversion_retrieval import __version__
 from conversion_retrieval.config import PipelineConfig, config_values, parse_config
 from conversion_retrieval.errors import CorruptArtifactError
-from conversion_retrieval.recorded_config import BEFORE, complete, recorded_config
+from conversion_retrieval.options import BEFORE
+from conversion_retrieval.recorded_config import complete, recorded_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Outer:
     scale: float = dataclasses.field(default=2.0, metadata={BEFORE: 1.0})
 
 
+ALL = ("width", "inner", "scale")
+
+
 def without(values: dict, name: str) -> dict:
     """A copy of ``values`` without the option ``section.[section.]name``."""
     values = copy.deepcopy(values)
@@ -36,7 +40,7 @@ def without(values: dict, name: str) -> dict:
 
 
 def test_an_absent_option_means_what_was_done_before_it_existed():
-    assert complete({"width": 3, "inner": {"rank": 5}}, Outer, prefix="outer") == {
+    assert complete({"width": 3, "inner": {"rank": 5}}, Outer, ALL, prefix="outer") == {
         "width": 3,
         "inner": {"rank": 5, "bias": False},
         "scale": 1.0,
@@ -45,14 +49,14 @@ def test_an_absent_option_means_what_was_done_before_it_existed():
 
 def test_a_recorded_value_is_never_replaced():
     recorded = {"width": 3, "inner": {"rank": 5, "bias": True}, "scale": 9.0}
-    assert complete(recorded, Outer, prefix="outer") == recorded
+    assert complete(recorded, Outer, ALL, prefix="outer") == recorded
 
 
 @pytest.mark.parametrize("name", ["width", "inner.rank", "inner"])
 def test_an_absent_option_without_a_meaning_of_its_own_is_refused(name):
     recorded = {"width": 3, "inner": {"rank": 5, "bias": True}, "scale": 9.0}
     with pytest.raises(CorruptArtifactError, match=rf"outer\.{name} is missing"):
-        complete(without(recorded, name), Outer, prefix="outer")
+        complete(without(recorded, name), Outer, ALL, prefix="outer")
 
 
 def test_a_whole_configuration_comes_back():
@@ -62,12 +66,14 @@ def test_a_whole_configuration_comes_back():
 
 def test_options_that_no_answer_depends_on_may_be_absent():
     values = config_values(PipelineConfig())
-    for name in ("gate.min_index_recall", "training", "losses"):
+    for name in ("gate.min_index_recall", "training", "losses", "features.num_partitions"):
         values = without(values, name)
     assert recorded_config(values, release="0.0.9", where="config.json") == PipelineConfig()
 
 
-@pytest.mark.parametrize("name", ["model.popularity_bias", "model.query_tower.residual", "features.history_length"])
+@pytest.mark.parametrize(
+    "name", ["model.popularity_bias", "model.query_tower.residual", "features.aggregate_windows_days"]
+)
 def test_an_absent_served_option_is_refused_in_a_line_with_both_releases_and_what_to_do(name):
     values = without(config_values(PipelineConfig()), name)
     with pytest.raises(CorruptArtifactError) as refusal:

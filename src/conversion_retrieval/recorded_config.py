@@ -1,24 +1,26 @@
 """The configuration that a model of some release recorded, read so that it means what it meant then.
 
 A later release may know an option that the recording one did not. Its default need not be what was done before, and
-a wrong guess would serve another network in silence. So an option of a served section that is absent takes the value
-that its field declares for that case, ``field(default=True, metadata={BEFORE: False})``; without a declaration the
-model is refused.
+a wrong guess would serve another network in silence. So an absent option that answers depend on takes the value that
+its field declares for that case, ``field(default=True, metadata={BEFORE: False})``; without a declaration the model
+is refused.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from conversion_retrieval import __version__
 from conversion_retrieval.config import PipelineConfig, parse_config
 from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.model.config import ModelConfig
+from conversion_retrieval.options import BEFORE
 
-BEFORE: Final = "before"
-"""Key of a configuration field's metadata: what was done before the option existed."""
-
-SERVED_SECTIONS: Final = ("features", "model")
-"""What answers depend on; absent options of the other sections take their defaults."""
+SERVED: Final[Mapping[str, tuple[str, ...]]] = {
+    "model": tuple(field.name for field in dataclasses.fields(ModelConfig)),
+    "features": ("aggregate_windows_days",),
+}
+"""The options that answers depend on, by section; any other that is absent takes its default."""
 
 
 def recorded_config(values: Mapping[str, Any], *, release: str, where: str) -> PipelineConfig:
@@ -28,8 +30,9 @@ def recorded_config(values: Mapping[str, Any], *, release: str, where: str) -> P
     """
     sections = {field.name: field.type for field in dataclasses.fields(PipelineConfig)}
     completed = dict(values)
-    for name in SERVED_SECTIONS:
-        completed[name] = complete(values.get(name, {}), sections[name], prefix=name, release=release, where=where)
+    for name, served in SERVED.items():
+        recorded = values.get(name, {})
+        completed[name] = complete(recorded, sections[name], served, prefix=name, release=release, where=where)
     try:
         return parse_config(completed, where=where)
     except UserError as error:
@@ -37,14 +40,23 @@ def recorded_config(values: Mapping[str, Any], *, release: str, where: str) -> P
 
 
 def complete(
-    values: Mapping[str, Any], owner: Any, *, prefix: str, release: str = "", where: str = ""
+    values: Mapping[str, Any],
+    owner: Any,
+    served: Sequence[str],
+    *,
+    prefix: str,
+    release: str = "",
+    where: str = "",
 ) -> dict[str, Any]:
-    """``values`` of the dataclass ``owner`` with what was done ``BEFORE`` in the place of absent options."""
+    """``values`` of the dataclass ``owner`` with what was done ``BEFORE`` in the place of absent ``served`` options."""
     completed = dict(values)
-    for field in dataclasses.fields(owner):
+    for field in (field for field in dataclasses.fields(owner) if field.name in served):
         name = f"{prefix}.{field.name}"
         if dataclasses.is_dataclass(field.type) and isinstance(values.get(field.name), Mapping):
-            completed[field.name] = complete(values[field.name], field.type, prefix=name, release=release, where=where)
+            inner = [own.name for own in dataclasses.fields(field.type)]
+            completed[field.name] = complete(
+                values[field.name], field.type, inner, prefix=name, release=release, where=where
+            )
         elif field.name not in values:
             if BEFORE not in field.metadata:
                 raise _refusal(f"{name} is missing", release=release, where=where)

@@ -13,6 +13,7 @@ from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.recorded_config import SERVED
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving.commands import read_user_events, retrieve_requests, retrieve_user
@@ -266,3 +267,21 @@ def test_an_older_bundle_without_an_option_of_training_answers_as_before(
     split = dataset.split("test")
     requests = requests_of(dataset, split, some_rows(split), k=10)
     assert ask(older, events, requests) == ask(retriever, events, requests)
+
+
+def test_serving_reads_no_feature_option_that_old_bundles_may_lack_unnoticed(
+    retriever: Retriever, dataset: FeatureDataset, events: UserEvents
+) -> None:
+    read: set[str] = set()
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            read.add(name)
+            return getattr(retriever.features.config, name)
+
+    split = dataset.split("test")
+    requests = requests_of(dataset, split, some_rows(split))
+    chosen = events.of_users([request.user_id for request in requests])
+    watched = dataclasses.replace(retriever.features, config=Watched())
+    watched.encode(requests, chosen, np.arange(len(requests)))
+    assert read == set(SERVED["features"])
