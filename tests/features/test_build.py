@@ -114,6 +114,22 @@ def test_vocabularies_and_statistics_come_from_items_of_the_training_window(tmp_
     assert world.dataset.metadata["counts"]["cold_items"] == 2
 
 
+def test_cold_items_and_users_are_those_without_an_event_in_the_training_window(tmp_path):
+    users = pa.table({"user_id": ["u0", "u5"]})
+    rows = [
+        event("u0", "i0", "click", 1),
+        event("u0", "i1", "click", 25),
+        event("u9", "i0", "click", 26),
+        event("u9", "i1", "checkout", 27, surface=None),
+    ]
+    counts = build_world(tmp_path, rows, items=items_table(3), users=users).dataset.metadata["counts"]
+    assert (counts["items"], counts["cold_items"]) == (3, 2)
+    assert (counts["users"], counts["cold_users"]) == (3, 2)
+    found = [counts["test"][name] for name in ("positives_on_cold_items", "queries_of_cold_users", "queries")]
+    assert found == [2, 2, 3]
+    assert counts["train"]["positives_on_cold_items"] == counts["train"]["queries_of_cold_users"] == 0
+
+
 def test_users_without_events_and_events_without_user_rows_both_have_a_row(tmp_path):
     users = pa.table({"user_id": ["u9", "u0"], "age": ["old", "young"]})
     world = build_world(tmp_path, [event("u5", "i0", "click", 1), event("u0", "i0", "click", 25)], users=users)

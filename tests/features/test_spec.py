@@ -9,6 +9,7 @@ import yaml
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
+from conversion_retrieval.features.coverage import query_missing_shares
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.inference import Entities, build_vocabulary, infer
 from conversion_retrieval.features.spec import SPEC_FILE, Column, EntitySpec, FeatureSpec, Statistic
@@ -253,3 +254,26 @@ def test_coverage_compares_training_rows_with_all_that_are_served(tmp_path):
     covered = build_world(tmp_path, rows, items=items).dataset.metadata["coverage"]["items"]
     assert covered["train"] == {"advertiser_id": 0.0, "category": 0.5, "price": 0.0}
     assert covered["serve"] == {"advertiser_id": 0.25, "category": 0.75, "price": 0.25}
+
+
+def test_coverage_of_queries_compares_training_with_the_newest(tmp_path):
+    context = {"context_item_id": "i1", "context_embedding": [1.0, 0.0]}
+    rows = [
+        event("u0", "i0", "click", 1, surface="search", **context),
+        event("u0", "i1", "click", 2, surface="search"),
+        event("u1", "i0", "click", 3, surface=None),
+        event("u1", "i0", "click", 25, surface="new_in_test", context_item_id="i0"),
+        event("u2", "i2", "click", 27, surface="search"),
+    ]
+    data = build_world(tmp_path, rows).dataset
+    covered = data.metadata["coverage"]["queries"]
+    third, half = pytest.approx(1 / 3), 0.5
+    assert covered["train"] == {"surface": third, "context_item": pytest.approx(2 / 3), **rest(2 / 3, 2 / 3)}
+    assert covered["serve"] == {"surface": half, "context_item": half, **rest(1.0, half)}
+    for role, name in (("train", "train"), ("serve", "test")):
+        split = data.split(name)
+        assert query_missing_shares(data.query_arrays(split, np.arange(len(split)))) == pytest.approx(covered[role])
+
+
+def rest(context_embedding, history):
+    return {"context_embedding": pytest.approx(context_embedding), "history": pytest.approx(history)}

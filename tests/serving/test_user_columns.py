@@ -117,6 +117,10 @@ def test_missing_shares_count_what_requests_lack_beside_what_training_lacked(
     others = [shares[f"users.{c.name}"].serving for c in retriever.model.spec.users.columns[1:]]
     assert others == pytest.approx([1 / 4] * len(others))
     recorded = retriever.features.catalogue.metadata["coverage"]
+    assert {n: shares[f"queries.{n}"].serving for n in recorded["queries"]["train"]} == dict.fromkeys(
+        ("surface", "context_item", "context_embedding", "history"), 1.0
+    )
+    assert shares["queries.history"].training == recorded["queries"]["train"]["history"]
     assert shares[f"users.{name}"].training == recorded["users"]["train"][name]
     assert {s.removeprefix("items.") for s in shares if s.startswith("items.")} == set(recorded["items"]["serve"])
 

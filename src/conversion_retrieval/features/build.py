@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import LabelConfig
-from conversion_retrieval.features.coverage import coverage
+from conversion_retrieval.features.coverage import coverage, stored_query_shares
 from conversion_retrieval.features.events import EventScan, event_files, scan_events
 from conversion_retrieval.features.execution import run_partitions
 from conversion_retrieval.features.inference import Entities, infer
@@ -211,6 +211,7 @@ class _Build:
         covered = {
             "items": coverage(spec.items, spec.encode_items(self._items), first_seen < FOREVER),
             "users": coverage(spec.users, spec.encode_users(self._users.table), self._user_seen()),
+            "queries": self._query_coverage(features_dir, spec),
         }
         write_json(
             features_dir / "features.json",
@@ -259,6 +260,13 @@ class _Build:
             item_performance=item_performance,
             template=self._template,
         )
+
+    def _query_coverage(self, features_dir: Path, spec: FeatureSpec) -> dict[str, dict[str, float | None]]:
+        """Training queries against the newest ones, which stand for those that will be served."""
+        known = np.array([False, *(name in spec.surfaces for name in self._scan.surfaces)])
+        offsets = load(features_dir / "events", "offsets")
+        splits = {"train": "train", "serve": "test"}
+        return {role: stored_query_shares(features_dir / name, offsets, known) for role, name in splits.items()}
 
     def _user_seen(self) -> NDArray[np.bool_]:
         seen = np.zeros(self._users.table.num_rows, bool)

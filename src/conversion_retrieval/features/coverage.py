@@ -1,9 +1,12 @@
-"""How much of each feature is there: the share of rows that a spec sees as missing or unknown."""
+"""How much of each feature is there: the share of rows, or of queries, that a spec sees as missing or unknown."""
+
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from conversion_retrieval.features.inputs import EntityTable
+from conversion_retrieval.features.inputs import EntityTable, QueryArrays
 from conversion_retrieval.features.spec import EntitySpec
 
 
@@ -27,3 +30,37 @@ def coverage(spec: EntitySpec, table: EntityTable, seen: NDArray[np.bool_]) -> d
         "train": missing_shares(spec, table.rows(np.flatnonzero(seen))),
         "serve": missing_shares(spec, table),
     }
+
+
+def query_missing_shares(queries: QueryArrays) -> dict[str, float | None]:
+    """For each part of a query the share of queries without it, ``None`` without queries.
+
+    Surface: null or not seen in training; subject item and context embedding: none; history: no event.
+    """
+    gone: dict[str, NDArray[np.bool_]] = {
+        "surface": queries.surface == 0,
+        "context_item": queries.context_item < 0,
+        "context_embedding": ~np.any(queries.context_embedding, axis=1),
+        "history": ~np.any(queries.history_action, axis=1),
+    }
+    return {name: float(missing.mean()) if len(missing) else None for name, missing in gone.items()}
+
+
+def stored_query_shares(
+    split_dir: Path, history_offsets: NDArray[np.int64], known_surface: NDArray[np.bool_]
+) -> dict[str, float | None]:
+    """``query_missing_shares`` of a split's queries as they are stored, read by row group.
+
+    ``history_offsets`` [U + 1] are those of ``events/``; ``known_surface`` tells which stored codes training saw.
+    """
+    totals, count = dict.fromkeys(("surface", "context_item", "context_embedding", "history"), 0), 0
+    with pq.ParquetFile(split_dir / "queries.parquet") as file:
+        for group in range(file.num_row_groups):
+            columns = ["user", "surface", "context_item", "context_embedding", "history_end"]
+            rows = {n: c.to_numpy() for n, c in zip(columns, file.read_row_group(group, columns=columns), strict=True)}
+            totals["surface"] += int(np.sum(~known_surface[rows["surface"]]))
+            totals["context_item"] += int(np.sum(rows["context_item"] < 0))
+            totals["context_embedding"] += int(np.sum(rows["context_embedding"] < 0))
+            totals["history"] += int(np.sum(rows["history_end"] == history_offsets[rows["user"]]))
+            count += len(rows["user"])
+    return {name: total / count if count else None for name, total in totals.items()}

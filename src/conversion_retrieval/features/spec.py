@@ -136,8 +136,8 @@ class ItemIds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSpec:
-    """Everything needed to turn raw tables and stored features into tower inputs."""
+class SpecDocument:
+    """What ``feature_spec.yaml`` says: columns, sizes, statistics."""
 
     schema_version: int = SCHEMA_VERSION
     items: EntitySpec = field(default_factory=EntitySpec)
@@ -149,7 +149,6 @@ class FeatureSpec:
     history_events: tuple[str, ...] = ("click", "save", "add_to_cart", "checkout")
     user_aggregates: tuple[Statistic, ...] = ()
     item_performance: tuple[Statistic, ...] = ()
-    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse repeated names, unknown event types and negative lengths."""
@@ -161,6 +160,13 @@ class FeatureSpec:
                 raise ValueError(f"history_events: expected one of {', '.join(EVENT_TYPES)}{_near(name, EVENT_TYPES)}")
         if self.history_length < 0 or self.context_embedding_dim < 0:
             raise ValueError("history_length and context_embedding_dim must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec(SpecDocument):
+    """Everything needed to turn raw tables and stored features into tower inputs."""
+
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_surfaces(self) -> int:
@@ -217,33 +223,15 @@ def read_spec(path: Path | str) -> FeatureSpec:
     version = values.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UserError(f"expected feature spec version {SCHEMA_VERSION}, found {version!r} at {path}: make it again")
-    _refuse_unknown(values, FeatureSpec, where=str(path))
+    _refuse_unknown(values, SpecDocument, where=str(path))
     try:
-        return TypeAdapter(_Document).validate_python(values).spec()
+        document = TypeAdapter(SpecDocument).validate_python(values)
+        return FeatureSpec(**{f.name: getattr(document, f.name) for f in dataclasses.fields(document)})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Document:
-    """The YAML's layout: every field of the spec but the vocabularies."""
-
-    schema_version: int = SCHEMA_VERSION
-    items: EntitySpec = field(default_factory=EntitySpec)
-    users: EntitySpec = field(default_factory=EntitySpec)
-    surfaces: tuple[str, ...] = ()
-    context_embedding_dim: int = 0
-    item_ids: ItemIds = field(default_factory=ItemIds)
-    history_length: int = 64
-    history_events: tuple[str, ...] = ("click", "save", "add_to_cart", "checkout")
-    user_aggregates: tuple[Statistic, ...] = ()
-    item_performance: tuple[Statistic, ...] = ()
-
-    def spec(self) -> FeatureSpec:
-        return FeatureSpec(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
 
 
 _NESTED: Final[Mapping[str, type]] = {
@@ -262,7 +250,7 @@ _USED_BY_KIND: Final = {
 
 
 def _refuse_unknown(values: Mapping[str, Any], owner: type, *, where: str) -> None:
-    known = [f.name for f in dataclasses.fields(owner) if f.name != "vocabularies"]
+    known = [f.name for f in dataclasses.fields(owner)]
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{_near(str(key), known)}; known keys: {', '.join(known)}")

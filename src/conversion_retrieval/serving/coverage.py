@@ -1,11 +1,12 @@
 """How much of each feature is there: what training saw against what requests bring."""
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conversion_retrieval.features.coverage import missing_shares
+from conversion_retrieval.features.coverage import missing_shares, query_missing_shares
 from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
 
@@ -20,7 +21,7 @@ class MissingShares:
 
 
 class Coverage:
-    """Counts the requests whose user columns are null, unknown or not finite. Safe to share between threads.
+    """Counts the requests that lack user columns or parts of their context. Safe to share between threads.
 
     ``metadata`` is the bundle's ``features.json``, which holds the shares of training and of the served catalogue.
     """
@@ -28,25 +29,36 @@ class Coverage:
     def __init__(self, spec: FeatureSpec, metadata: Mapping[str, Any]) -> None:
         self._spec = spec
         self._recorded: Mapping[str, Any] = metadata.get("coverage", {})
-        self._missing = dict.fromkeys((column.name for column in spec.users.columns), 0.0)
+        self._missing: Counter[tuple[str, str]] = Counter()
         self._rows = 0
         self._lock = threading.Lock()
 
     def observe(self, queries: QueryArrays) -> None:
         """Count a batch."""
-        shares = missing_shares(self._spec.users, queries.users)
+        shares = {
+            "users": missing_shares(self._spec.users, queries.users),
+            "queries": query_missing_shares(queries),
+        }
         with self._lock:
             self._rows += len(queries)
-            for name, share in shares.items():
-                self._missing[name] += (share or 0.0) * len(queries)
+            for owner, found in shares.items():
+                for name, share in found.items():
+                    self._missing[owner, name] += round((share or 0.0) * len(queries))
 
     def shares(self) -> list[MissingShares]:
-        """User columns by what was observed, item columns by the catalogue that is served."""
+        """User columns and context by what was observed, item columns by the catalogue that is served."""
         with self._lock:
-            rows, missing = self._rows, dict(self._missing)
-        users = {name: count / rows if rows else None for name, count in missing.items()}
-        items = self._recorded.get("items", {}).get("serve", {})
-        return [*self._compared("users", users), *self._compared("items", items)]
+            rows, missing = self._rows, Counter(self._missing)
+        observed = {
+            "users": [column.name for column in self._spec.users.columns],
+            "queries": list(self._recorded.get("queries", {}).get("train", {})),
+        }
+        shares = {
+            owner: {name: missing[owner, name] / rows if rows else None for name in names}
+            for owner, names in observed.items()
+        }
+        shares["items"] = self._recorded.get("items", {}).get("serve", {})
+        return [found for owner, own in shares.items() for found in self._compared(owner, own)]
 
     def _compared(self, owner: str, serving: Mapping[str, float | None]) -> list[MissingShares]:
         training = self._recorded.get(owner, {}).get("train", {})
