@@ -80,6 +80,10 @@ DECISION = {
     ],
 }
 FEATURES = {
+    "coverage": {
+        "items": {"train": {"price": 0.25, "brand": 0.0}, "serve": {"price": 0.375, "brand": 0.0}},
+        "queries": {"train": {"surface": 0.5}, "serve": {"surface": 0.875}},
+    },
     "windows": {name: {"start": "2026-01-01T00:00:00", "end": "2026-01-08T00:00:00"} for name in ("train", "test")},
     "counts": {
         "cold_items": 7,
@@ -224,6 +228,12 @@ def _parsed(page):
     parser = _Text()
     parser.feed(page)
     return parser
+
+
+def test_features_that_serving_lacks_more_often_come_first_and_complete_ones_not_at_all(page):
+    text = " ".join(" ".join(_parsed(page).text).split())
+    assert "queries.surface 50.0% 87.5% items.price 25.0% 37.5%" in text
+    assert "brand" not in text
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):

@@ -65,6 +65,7 @@ def label_context(features_dir: Path) -> dict[str, Any]:
         "protocol": _protocol(features["windows"], counts["test"]),
         "label_facts": list(_label_facts(labels, counts)),
         "label_plots": [*_weight_plots(labels, features_dir), *_delay_plots(labels["delay"])],
+        "feature_rows": list(_feature_rows(features.get("coverage", {}))),
     }
 
 
@@ -94,6 +95,18 @@ def _label_facts(labels: dict[str, Any], counts: dict[str, Any]) -> Iterator[dic
         yield fact(f"relative variance of conversion counts by {level}", number(variance["relative_variance"]))
     missing = labels["delay"]["expected_missing_share"]
     yield fact("test conversions expected to be reported later", f"{missing.get('test') or 0:.1%}")
+
+
+def _feature_rows(coverage: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Features that are missing or unknown somewhere, those first that are so most beyond training."""
+    shares = [
+        (f"{owner}.{name}", found["train"].get(name) or 0.0, share or 0.0)
+        for owner, found in coverage.items()
+        for name, share in found["serve"].items()
+    ]
+    for name, training, serving in sorted(shares, key=lambda row: (row[1] - row[2], row[0])):
+        if training or serving:
+            yield {"name": name, "training": f"{training:.1%}", "serving": f"{serving:.1%}"}
 
 
 def _weight_plots(labels: dict[str, Any], features_dir: Path) -> Iterator[dict[str, Any]]:
