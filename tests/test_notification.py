@@ -65,6 +65,13 @@ def test_a_recorded_last_verdict_is_told_whatever_a_late_backend_says(webhook, t
     assert webhook.received[0]["ended"] == verdict
 
 
+@pytest.mark.parametrize("state", ["SUCCEEDED", "COMPLETE", "CACHED", "SKIPPED"])
+def test_every_backends_word_for_success_lets_the_verdict_stand(webhook, tmp_path, state):
+    notification.record_outcome(str(tmp_path / "registry"), "run-1", verdict="promote")
+    tell(webhook, tmp_path / "registry", state=state)
+    assert webhook.received[0]["ended"] == "promote"
+
+
 def test_a_promotion_counts_once_its_version_is_written(webhook, tmp_path):
     registry = str(tmp_path / "registry")
     notification.record_outcome(registry, "run-1", verdict="promote")
