@@ -495,3 +495,4 @@ class TestDrift:
             (tmp_path / "registry" / name).write_text(content)
         outcome = validate(world.write(), champion_uri=str(tmp_path / "registry"))
         assert (outcome.verdict, outcome.report["drift"]) == ("valid", {})
+        assert "Drift against a champion was not measured: " in outcome.page_path.read_text()
