@@ -8,40 +8,49 @@ in-batch negatives: item id embeddings shared with a mean over 50 history items,
 an MLP a tower. Ours is measured in that shape, and with the default architecture (parallel DCNv2 and MLP, Transformer
 history, popularity bias). Repetitions alternate; medians are shown.
 
-Also printed: the share of a step that making its batch takes, and peak memory against tables + parameters +
-optimiser state + one batch (its inputs and what its backward pass must remember).
+Also printed: the share of a step that making its batch takes, and the peak memory of whole trainings with the
+default configuration (validations and a checkpoint included) beside what they must hold: tables + parameters +
+optimiser state + one batch. Tables are the feature arrays as opened. One batch is a step's input tensors and every
+activation that its forward pass keeps for the backward pass, each storage once, without parameters and tables; neither
+gradients nor any temporary. Peaks are those of a fresh process (VmHWM) above its size after a tiny training, so that
+Python, torch and what they load lazily (the fixed cost that is shown) do not count; the tables do.
 """
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import io
+import multiprocessing
 import statistics
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
-from conversion_retrieval.config import PipelineConfig, parse_config
+from conversion_retrieval.config import PipelineConfig, load_config, parse_config
+from conversion_retrieval.training.checkpoint import Checkpoints
 from conversion_retrieval.training.examples import batch_order
 from conversion_retrieval.training.loop import Trainer
+from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.prefetch import prefetch
 from conversion_retrieval.training.stage import make_trainer
 from tests.training.separable import SeparableWorld, separable_world
 
 WIDTHS = [256, 128, 64]
+MEMORY_RUNS = ((20_000, "adamw"), (100_000, "adamw"), (300_000, "adamw"), (300_000, "adamw_sparse"))
 DIM, HISTORY = 64, 50  # torch-rechub's DSSM wants one size for all embeddings
 
 
-def world(users: int) -> SeparableWorld:
-    """``5 * users`` queries with one positive each, 20,000 items, up to 100 events a user."""
+def world(users: int, *, num_groups: int = 2000) -> SeparableWorld:
+    """``5 * users`` queries with one positive each, ten items a group, up to 100 events a user."""
     return separable_world(
-        num_groups=2000,
+        num_groups=num_groups,
         num_users=users,
         queries_per_user=5,
         positives_per_query=1,
@@ -175,76 +184,40 @@ def rate(run_epoch: Callable[[], int]) -> float:
     return run_epoch() / (time.perf_counter() - start)
 
 
-def tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors and arrays inside a nest of dataclasses and containers."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, np.ndarray):
-        return int(value.nbytes)
-    if is_dataclass(value):
-        return sum(tensor_bytes(getattr(value, f.name)) for f in fields(value))
-    if isinstance(value, dict):
-        return sum(map(tensor_bytes, value.values()))
-    return 0
+def train_once(data: SeparableWorld, config: PipelineConfig, *, memory: MemoryMeter | None = None) -> Trainer:
+    """A whole training with checkpoints."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stderr(io.StringIO()):
+        checkpoints = Checkpoints(directory=Path(directory), fingerprint="benchmark", keep=1)
+        trainer = make_trainer(data, config, checkpoints=checkpoints, memory=memory)
+        trainer.fit()
+    return trainer
 
 
-def peak_growth(action: Callable[[], object]) -> int:
-    """How far the process grew above its size before ``action``, in bytes, sampled every five milliseconds."""
-    process = psutil.Process()
-    before, peak, done = process.memory_info().rss, 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        action()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
+def forget_peak() -> None:
+    """Let the process's peak be its present size (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
 
 
-def activation_bytes(trainer: Trainer, batch: Any) -> int:
-    """Bytes that a step's forward pass keeps for its backward pass, each storage once, parameters left out."""
-    known = {p.untyped_storage().data_ptr() for p in trainer.learner.optimizer.parameters.values()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainer.learner.losses(batch)
-    return sum(kept.values())
+def print_memory(items: int, batch_size: int, optimizer: str, threads: int) -> None:
+    """Train on a catalogue of ``items`` and print peak and parts; in a process of its own."""
+    torch.set_num_threads(threads)
+    options = ["device=cpu", f"batch_size={batch_size}", "max_steps=30", "validate_every_steps=15"]
+    config = load_config(None, [f"training.{option}" for option in (*options, f"optimizer={optimizer}")])
+    train_once(separable_world(num_users=50), config)
+    forget_peak()
+    memory = MemoryMeter(torch.device("cpu"))
+    trainer = train_once(world(8000, num_groups=items // 10), config, memory=memory)
+    softmax = "full" if trainer.builder.full else "sampled"
+    print(f"{items:,} items, {softmax} softmax, {optimizer}: {trainer.footprint()}", flush=True)
 
 
-def print_memory(data: SeparableWorld, config: PipelineConfig) -> None:
-    """Peak growth while setting up and training one epoch, against what must be held."""
-    made: list[Ours] = []
-
-    def train() -> None:
-        made.append(Ours(data, config))
-        made[0].run_epoch()
-
-    grown = peak_growth(train)
-    trainer, batch = made[0].trainer, made[0].build(made[0].places()[0])
-    held = {
-        "tables": tensor_bytes(trainer.builder.catalogue)
-        + tensor_bytes(data.split("train"))
-        + tensor_bytes(data.events),
-        "parameters": tensor_bytes(dict(trainer.learner.optimizer.parameters)),
-        "optimiser": tensor_bytes(trainer.learner.optimizer.state()),
-        "batch": tensor_bytes(batch) + activation_bytes(trainer, batch),
-    }
-    total = sum(held.values())
-    print("memory: " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in held.items()))
-    print(f"peak growth {grown / 2**20:.1f} MiB = {grown / total:.2f} x their sum {total / 2**20:.1f} MiB")
+def print_memory_apart(*arguments: Any) -> None:
+    """``print_memory`` in a fresh process."""
+    process = multiprocessing.get_context("spawn").Process(target=print_memory, args=arguments)
+    process.start()
+    process.join()
 
 
 def main() -> None:
@@ -258,8 +231,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    for items, optimizer in MEMORY_RUNS:
+        print_memory_apart(items, options.batch_size, optimizer, options.threads)
     data = world(options.users)
-    print_memory(data, our_config(options.batch_size, options.precision, dssm=False))
     runners: dict[str, Any] = {
         "ours, DSSM shape": Ours(data, our_config(options.batch_size, options.precision, dssm=True)),
         "ours, default architecture": Ours(data, our_config(options.batch_size, options.precision, dssm=False)),

@@ -83,3 +83,16 @@ def test_ids_start_short_only_beside_content():
         torch.manual_seed(0)
         rows = ItemEmbedding(sizes, ModelConfig(embedding_dim=16)).ids.table.weight[1:]
         assert float(rows.detach().std()) == pytest.approx(expected * 16**-0.5, rel=0.05)
+
+
+def test_unit_length_has_the_gradient_of_its_formula_and_is_zero_at_zero():
+    vectors = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    vectors[2] = 0
+    found, formula = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+    scaled = unit_length(found)
+    expected = formula * torch.rsqrt(formula.square().sum(-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(scaled, expected)
+    assert not scaled[2].any()
+    for value in (scaled, expected):
+        (value * torch.arange(15.0).view(5, 3)).sum().backward()
+    torch.testing.assert_close(found.grad, formula.grad)

@@ -1,5 +1,6 @@
 """The cross network of DCN V2 (Wang et al. 2021, https://arxiv.org/abs/2008.13535)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,8 +15,7 @@ class CrossLayer(nn.Module):
 
     def forward(self, first: Tensor, x: Tensor) -> Tensor:
         """``first`` is the network's input x0, ``x`` the layer below's output."""
-        crossed: Tensor = first * self.weight(x) + x
-        return crossed
+        return torch.addcmul(x, first, self.weight(x))
 
 
 class CrossNetwork(nn.Module):

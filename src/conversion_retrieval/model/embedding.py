@@ -1,5 +1,7 @@
 """Ids, categories and content as vectors: the inputs of the towers and the item embedding that both towers share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -144,7 +146,25 @@ def projections(sizes: dict[str, int], dim: int) -> nn.ModuleDict:
 
 def unit_length(vectors: Tensor) -> Tensor:
     """Vectors scaled to length one; the small constant bounds the gradient at the zero vector, which stays zero."""
-    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + 1e-6)
+    scaled: Tensor = _UnitLength.apply(vectors)  # type: ignore[no-untyped-call]  # torch declares it so
+    return scaled
+
+
+class _UnitLength(torch.autograd.Function):
+    """``y = r v`` with ``r = (v'v + 1e-6) ** -0.5``, so ``dv = r (dy - y (y'dy))``: only y and r are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        inverse = torch.rsqrt(torch.einsum("...d,...d->...", vectors, vectors).unsqueeze(-1) + 1e-6)
+        scaled = vectors * inverse
+        ctx.save_for_backward(scaled, inverse)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled, inverse = ctx.saved_tensors
+        along = torch.einsum("...d,...d->...", scaled, gradient).unsqueeze(-1)
+        return torch.addcmul(gradient, scaled, along, value=-1).mul_(inverse)
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:

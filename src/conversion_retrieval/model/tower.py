@@ -36,5 +36,5 @@ def mlp(input_dim: int, hidden_sizes: Sequence[int], dropout: float) -> nn.Seque
     """Linear, ReLU and dropout a layer."""
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise((input_dim, *hidden_sizes)):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(size_in, size_out), nn.ReLU(inplace=True), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
