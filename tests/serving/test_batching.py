@@ -77,3 +77,16 @@ def test_calls_beyond_those_that_may_wait_are_turned_away_at_once() -> None:
     answers = asyncio.run(ask())
     assert answers[:3] == [0, 1, 2]
     assert [type(answer) for answer in answers[3:]] == [Overloaded] * 2
+
+
+def test_what_the_worker_begins_with_happens_in_its_own_thread() -> None:
+    threads: list[threading.Thread] = []
+
+    def work(calls: Sequence[int]) -> list[int]:
+        threads.append(threading.current_thread())
+        return list(calls)
+
+    batcher = Batcher(work, max_calls=1, initializer=lambda: threads.append(threading.current_thread()))
+    asyncio.run(batcher(1))
+    assert len(threads) == 2
+    assert threads[0] is threads[1] is not threading.main_thread()

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.serving.calls import Answered, Answerer
 from conversion_retrieval.serving.commands import read_user_events
 from conversion_retrieval.serving.requests import UserEvents
@@ -51,3 +52,15 @@ def test_company_in_a_batch_changes_no_answer(retriever: Retriever, events: User
             assert one.advertiser_ids == other.advertiser_ids
             assert one.reasons == other.reasons
             np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_an_error_tells_the_number_of_the_request_in_its_own_call(retriever: Retriever, events: UserEvents) -> None:
+    answerer = Answerer(retriever=retriever, known=events)
+    good = json.dumps({"user_id": events.user_ids[0]})
+    own = json.dumps({"user_id": "u", "history": []})
+    bad = json.dumps({"user_id": events.user_ids[1], "user_columns": {"nonsense": 1}})
+    for before in ([good, own], [good, good], [own, own]):
+        *others, wrong = answerer([[good], [own], [*before, bad]])
+        assert all(isinstance(answer, Answered) for answer in others)
+        assert isinstance(wrong, UserError)
+        assert "request 2: " in str(wrong)

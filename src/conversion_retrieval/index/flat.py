@@ -31,6 +31,8 @@ class FlatSearch:
 
     def __call__(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The ``min(k, N)`` best items of each of ``vectors`` [B, D], in blocks of bounded memory."""
+        if len(vectors) == 1:  # each vector is read once either way, and FAISS does little around it
+            return self._index.search(vectors, min(k, self._index.ntotal))  # type: ignore[no-any-return] # no types
         blocks = query_blocks(np.arange(len(vectors)), self._index.ntotal, BLOCK_QUERIES)
         found = [self._search(vectors[rows], min(k, self._index.ntotal)) for rows in blocks]
         scores, rows = zip(*found, strict=True) if found else ([np.empty((0, k), np.float32)], [np.empty((0, k), int)])

@@ -15,17 +15,22 @@ class Overloaded(Exception):  # noqa: N818 - an answer, not a failure
 
 
 class Batcher(Generic[Call, Answer]):
-    """Runs ``work`` on batches of calls in one thread.
+    """Runs ``work`` on batches of calls in one thread, which begins with ``initializer``.
 
     No call waits for company: an idle worker takes the first at once, and whatever comes meanwhile, up to
     ``max_calls``, is the next batch. So batches grow with the load, and a single client pays nothing.
     """
 
     def __init__(
-        self, work: Callable[[Sequence[Call]], Sequence[Answer | Exception]], *, max_calls: int, max_waiting: int = 1024
+        self,
+        work: Callable[[Sequence[Call]], Sequence[Answer | Exception]],
+        *,
+        max_calls: int,
+        max_waiting: int = 1024,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
         self._work, self._max_calls, self._max_waiting = work, max_calls, max_waiting
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="retrieve")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="retrieve", initializer=initializer)
         self._pending: deque[tuple[Call, asyncio.Future[Answer]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 

@@ -1,16 +1,26 @@
 """Answering several inference calls at once, so that a wrong one spoils no other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+import pyarrow as pa
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.inputs import QueryArrays
-from conversion_retrieval.serving.protocol import RequestDocument, parse_requests, requests_of
+from conversion_retrieval.serving.known_users import KnownUsers
+from conversion_retrieval.serving.protocol import (
+    RequestDocument,
+    parse_requests,
+    plain_requests,
+    requests_of,
+    users_of,
+)
 from conversion_retrieval.serving.requests import UserEvents
 from conversion_retrieval.serving.retriever import Candidates, Retriever
+
+_Answer = Callable[[list[RequestDocument]], list[Candidates]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +31,14 @@ class Answered:
     candidates: list[Candidates]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Answerer:
     """A bundle with the events it may look users up in; ``observe`` sees all tower inputs."""
 
-    retriever: Retriever
-    known: UserEvents | None
-    observe: Callable[[QueryArrays], None] | None = None
+    def __init__(
+        self, *, retriever: Retriever, known: UserEvents | None, observe: Callable[[QueryArrays], None] | None = None
+    ) -> None:
+        self.retriever, self._known, self._observe = retriever, known, observe
+        self._users = None if known is None else KnownUsers.of(known, retriever.features)
 
     def __call__(self, calls: Sequence[Sequence[str]]) -> list[Answered | Exception]:
         """An answer, or the ``UserError`` that says what is wrong, for each call (the JSON texts of its requests)."""
@@ -46,11 +57,42 @@ class Answerer:
 
     def _answer(self, calls: list[list[RequestDocument]]) -> list[Answered]:
         documents = [document for call in calls for document in call]
-        requests, events = requests_of(documents, self.known, user_columns=self.retriever.model.spec.users.columns)
-        found = self.retriever.retrieve(requests, events, np.arange(len(requests)), observe=self.observe)
+        found: list[Candidates | None] = [None] * len(documents)
+        for answer, rows in self._ways(documents, calls):
+            for row, candidates in zip(rows, answer([documents[row] for row in rows]), strict=True):
+                found[row] = candidates
+        answers = [candidates for candidates in found if candidates is not None]
         ends = list(accumulate(map(len, calls)))
         spans = zip([0, *ends], ends, strict=False)
-        return [Answered(version=self.retriever.version, candidates=found[start:end]) for start, end in spans]
+        return [Answered(version=self.retriever.version, candidates=answers[start:end]) for start, end in spans]
+
+    def _ways(
+        self, documents: list[RequestDocument], calls: list[list[RequestDocument]]
+    ) -> Iterator[tuple[_Answer, list[int]]]:
+        """Which documents are answered how: those without a history of their own from what is known.
+
+        A single call is not divided, so that an error tells the number that its request has in the call.
+        """
+        known = [self._users is not None and document.history is None for document in documents]
+        if len(calls) == 1 and not all(known):
+            known = [False] * len(documents)
+        for answer, wanted in ((self._answer_known, True), (self._answer_given, False)):
+            if rows := [row for row, is_known in enumerate(known) if is_known is wanted]:
+                yield answer, rows
+
+    def _answer_known(self, documents: list[RequestDocument]) -> list[Candidates]:
+        assert self._users is not None
+        user_ids, columns = [document.user_id for document in documents], self.retriever.model.spec.users.columns
+        users = users_of(documents, self._users.columns_of(user_ids), columns)
+        if users is None:
+            users = pa.table({"user_id": pa.array(user_ids, pa.string())})
+        requests, past = plain_requests(documents), self._users.past_of(user_ids)
+        queries = self.retriever.features.encode_past(requests, past, users, np.arange(len(requests)))
+        return self.retriever.answer(requests, queries, observe=self._observe)
+
+    def _answer_given(self, documents: list[RequestDocument]) -> list[Candidates]:
+        requests, events = requests_of(documents, self._known, user_columns=self.retriever.model.spec.users.columns)
+        return self.retriever.retrieve(requests, events, np.arange(len(requests)), observe=self._observe)
 
 
 def _parsed(texts: Sequence[str]) -> list[RequestDocument] | UserError:

@@ -98,11 +98,21 @@ def requests_of(
     Where a document has no history, ``known`` events of that user are used; likewise user columns, of which those in
     ``user_columns`` may be given. ``UserError`` names one that may not, or has a value of another kind.
     """
-    now = now or datetime.now(UTC)
-    requests = [_request(document, now) for document in documents]
     events = _events_of(documents, known)
-    given = [document.user_columns for document in documents]
-    return requests, replace(events, users=overlay(events.users, given, user_columns))
+    return plain_requests(documents, now), replace(events, users=users_of(documents, events.users, user_columns))
+
+
+def plain_requests(documents: Sequence[RequestDocument], now: datetime | None = None) -> list[Request]:
+    """What is asked, without the users' events and columns; a document without a time asks as of ``now``."""
+    now = now or datetime.now(UTC)
+    return [_request(document, now) for document in documents]
+
+
+def users_of(
+    documents: Sequence[RequestDocument], known: pa.Table | None, user_columns: Sequence[Column]
+) -> pa.Table | None:
+    """A row of user columns for each document: the ``known`` ones [B] with those that it gives in their place."""
+    return overlay(known, [document.user_columns for document in documents], user_columns)
 
 
 def _events_of(documents: Sequence[RequestDocument], known: UserEvents | None) -> UserEvents:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.dataset import Events, FeatureDataset
 from conversion_retrieval.features.events import ItemIndex, encode_block
-from conversion_retrieval.features.inputs import EntityTable, QueryArrays
+from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
 from conversion_retrieval.serving.requests import Request, UserEvents
 
@@ -65,6 +65,15 @@ class QueryFeatures:
         """Tower inputs of ``requests`` [B], whose users are rows ``user`` [B] of ``events``."""
         surfaces = self.catalogue.metadata["surfaces"]
         known = timeline(encode_block(events.table, events.offsets, self.items, surfaces))
+        users = events.users
+        if users is None:
+            users = pa.table({"user_id": pa.array(events.user_ids, pa.string())})
+        return self.encode_past(requests, known, users.take(pa.array(user)), user)
+
+    def encode_past(
+        self, requests: Sequence[Request], known: Timeline, users: pa.Table, user: NDArray[np.int64]
+    ) -> EncodedQueries:
+        """The same from the events of the users as a timeline, and a row of user columns for each request."""
         history = known.only(self.catalogue.spec.history_events)
         time = np.array([request.time for request in requests], np.int64)
         end = history.known(user.astype(np.int32), time)
@@ -72,7 +81,7 @@ class QueryFeatures:
             surface=self._surfaces(requests),
             context_item=self._context_items(requests),
             context_embedding=self._context_embeddings(requests),
-            users=self._users(events, user),
+            users=self.catalogue.spec.encode_users(users),
             user_aggregates=self._aggregates(known, user, time),
             **self._with_events(history).history_arrays(user, end, time, self.catalogue.spec.history_length),
         )
@@ -92,12 +101,6 @@ class QueryFeatures:
             if request.context_embedding is not None and len(request.context_embedding) == result.shape[1]:
                 result[row] = request.context_embedding
         return result
-
-    def _users(self, events: UserEvents, user: NDArray[np.int64]) -> EntityTable:
-        table = events.users
-        if table is None:
-            table = pa.table({"user_id": pa.array(events.user_ids, pa.string())})
-        return self.catalogue.spec.encode_users(table.take(pa.array(user)))
 
     def _aggregates(self, known: Timeline, user: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.float32]:
         raw = user_aggregates(

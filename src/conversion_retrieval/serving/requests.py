@@ -45,6 +45,7 @@ class UserEvents:
     table: pa.Table
     users: pa.Table | None = None
     positions: Mapping[str, int] = field(default_factory=dict, repr=False)
+    user_positions: Mapping[str, int] = field(default_factory=dict, repr=False)  # in ``users``
 
     @classmethod
     def of_table(cls, events: pa.Table, users: pa.Table | None = None) -> "UserEvents":
@@ -56,7 +57,8 @@ class UserEvents:
         lengths = [np.diff(run.run_ends.to_numpy().astype(np.int64), prepend=0) for run in _chunks(runs)]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
         positions = {user_id: row for row, user_id in enumerate(ids)}
-        return cls(user_ids=ids, offsets=offsets, table=events, users=users, positions=positions)
+        rows = {} if users is None else {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
+        return cls(user_ids=ids, offsets=offsets, table=events, users=users, positions=positions, user_positions=rows)
 
     def of_users(self, user_ids: Sequence[str]) -> "UserEvents":
         """The events of these users, in this order; a user without events has none."""
@@ -64,17 +66,17 @@ class UserEvents:
         tables = [self.table.slice(start, end - start) for start, end in spans]
         offsets = np.concatenate([[0], np.cumsum([end - start for start, end in spans])]).astype(np.int64)
         table = pa.concat_tables([self.table.slice(0, 0), *tables])
-        return UserEvents(user_ids=tuple(user_ids), offsets=offsets, table=table, users=self._user_rows(user_ids))
+        return UserEvents(user_ids=tuple(user_ids), offsets=offsets, table=table, users=self.user_rows(user_ids))
 
     def _span(self, user_id: str) -> tuple[int, int]:
         position = self.positions.get(user_id)
         return (0, 0) if position is None else (int(self.offsets[position]), int(self.offsets[position + 1]))
 
-    def _user_rows(self, user_ids: Sequence[str]) -> pa.Table | None:
+    def user_rows(self, user_ids: Sequence[str]) -> pa.Table | None:
+        """A row of user columns for each of these users, null where unknown; None without a users table."""
         if self.users is None:
             return None
-        at = pa.compute.index_in(pa.array(user_ids, pa.string()), value_set=self.users["user_id"].combine_chunks())
-        return self.users.take(at)
+        return self.users.take(pa.array([self.user_positions.get(user_id) for user_id in user_ids], pa.int64()))
 
 
 def inline_events(histories: Iterable[Sequence[Mapping[str, Any]]], users: pa.Table | None = None) -> UserEvents:

@@ -17,7 +17,7 @@ from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.index.search import ItemIndex, read_index
 from conversion_retrieval.registry.bundle import Bundle, open_bundle
 from conversion_retrieval.serving.coverage import Coverage
-from conversion_retrieval.serving.query_features import Positions, QueryFeatures
+from conversion_retrieval.serving.query_features import EncodedQueries, Positions, QueryFeatures
 from conversion_retrieval.serving.requests import Request, UserEvents
 from conversion_retrieval.training.load import LoadedModel, load_model
 
@@ -101,7 +101,16 @@ class Retriever:
         """
         if not requests:
             return []
-        queries = self.features.encode(requests, events, user)
+        return self.answer(requests, self.features.encode(requests, events, user), observe=observe)
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        queries: EncodedQueries,
+        *,
+        observe: Callable[[QueryArrays], None] | None = None,
+    ) -> list[Candidates]:
+        """The same for requests [B, at least one] whose tower inputs are at hand."""
         if observe:
             observe(queries.arrays)
         vectors = self.model.encode_arrays(self.features.catalogue, queries.arrays)

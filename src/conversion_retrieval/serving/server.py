@@ -5,6 +5,7 @@ assignment, and requests that began with the old one finish with it.
 """
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -74,7 +75,9 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
     def __init__(self, retriever: Retriever, known: UserEvents | None = None) -> None:
         super().__init__(MODEL_NAME)
         self._known = known
-        self._batcher: Batcher[list[str], Answered] = Batcher(self._answer, max_calls=MAX_CALLS)
+        self._batcher: Batcher[list[str], Answered] = Batcher(
+            self._answer, max_calls=MAX_CALLS, initializer=use_one_core
+        )
         self.switch(retriever)
         self.ready = True  # a retriever has answered a query before it gets here
 
@@ -159,9 +162,27 @@ def follow_champion(model: ChampionModel, loader: ChampionLoader) -> bool:
         return False
     model.switch(retriever)
     loader.discard_all_but(retriever.version)  # files that requests still have mapped live until they finish
+    settle()
     monitoring.SWITCHES.inc()
     say(f"serve: now serving {retriever.version}")
     return True
+
+
+def use_one_core() -> None:
+    """No threads below this one in torch and FAISS, whose setting is the calling thread's: they would wait for each
+    other where requests come side by side, and the other cores are for the HTTP side.
+    """
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+
+
+def settle() -> None:
+    """Hide what is loaded from the garbage collector, which would else look through all texts of a catalogue again and
+    again while requests wait.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def serve(
@@ -181,13 +202,13 @@ def serve(
         raise UserError(f"expected a port between 1 and 65535, found {port}")
     if not poll_seconds > 0:
         raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
-    torch.set_num_threads(1)  # the other cores are for the HTTP side
-    faiss.omp_set_num_threads(1)
+    use_one_core()
     loader = ChampionLoader(Registry.open(registry_uri))
     retriever = loader.load()
     known = read_user_events(read_tables(data_uri)) if data_uri else None
     model = ChampionModel(retriever, known)
     app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
+    settle()
     server = ChampionServer(model, loader, host=host, port=port, poll_seconds=poll_seconds)
     say(f"serve: {retriever.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
     server.start([model])
