@@ -114,6 +114,25 @@ def test_vocabularies_and_statistics_come_from_items_of_the_training_window(tmp_
     assert world.dataset.metadata["counts"]["cold_items"] == 2
 
 
+def test_the_duration_that_counts_as_a_full_click_is_a_percentile_of_the_training_window(tmp_path):
+    training = [event("u0", "i0", "click", 1 + n / 10, click_duration_seconds=float(n)) for n in range(21)]
+    later = [event("u0", "i0", "click", day, click_duration_seconds=1e6) for day in (22, 27)]
+    unknown = [event("u1", "i0", "click", 5)]
+    metadata = build_world(tmp_path, [*training, *later, *unknown]).dataset.metadata
+    assert metadata["click_duration_cap_seconds"] == np.percentile(np.arange(21), 95) == 19
+
+
+def test_user_aggregates_are_normalised_by_training_queries_only(tmp_path):
+    rows = [event("u0", "i0", "click", 1 + n / 10) for n in range(8)]
+    rows += [event("u1", "i1", "click", 26 + n / 1000) for n in range(50)]
+    data = build_world(tmp_path, rows).dataset
+    column = data.metadata["user_aggregates"].index("click_count_total")
+    raw = np.log1p(data.split("train").user_aggregates[:, column])
+    assert len(raw) == 8
+    statistic = data.spec.user_aggregates[column]
+    assert (statistic.mean, statistic.std) == (pytest.approx(raw.mean()), pytest.approx(raw.std()))
+
+
 def test_cold_items_and_users_are_those_without_an_event_in_the_training_window(tmp_path):
     users = pa.table({"user_id": ["u0", "u5"]})
     rows = [
