@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from conversion_retrieval.features.dataset import HardNegatives, Positives
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.labels import Labels
 from conversion_retrieval.losses.partition import log_partition
@@ -48,6 +51,71 @@ def test_a_query_excludes_what_its_user_wanted_anywhere_in_the_batch(full):
         for q in range(len(rows))
     }
     assert excluded_items(labels, pool) == expected
+
+
+def window_wanted(user: int) -> set[int]:
+    """Every item that any training query of the user has as a positive, query by query."""
+    queries = np.flatnonzero(EXAMPLES.split.user == user)
+    return {item for wanted in positives_of(queries) for item in wanted}
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_with_the_windows_scope_a_query_excludes_what_its_user_wanted_in_the_whole_training_window(full, seed):
+    config = LossConfig(uniform_negatives=20, same_user_scope="training_window")
+    labels, pool, rows = make(config, full=full, seed=seed)
+    expected = {q: window_wanted(EXAMPLES.split.user[row]) & set(pool.candidates) for q, row in enumerate(rows)}
+    assert excluded_items(labels, pool) == {q: items for q, items in expected.items() if items}
+    hard = zip(labels.hard.row.tolist(), pool.items[labels.hard.candidate.numpy()].tolist(), strict=True)
+    assert not any(item in window_wanted(EXAMPLES.split.user[rows[query]]) for query, item in hard)
+    codes = np.unique(WORLD.item_advertiser[pool.candidates])
+    pairs = labels.advertisers.contrast.excluded
+    found = {(q, int(codes[number])) for q, number in zip(pairs.row.tolist(), pairs.candidate.tolist(), strict=True)}
+    assert found == {
+        (q, int(a))
+        for q, row in enumerate(rows)
+        for a in set(WORLD.item_advertiser[list(window_wanted(EXAMPLES.split.user[row]))]) & set(codes)
+    }
+
+
+def test_scopes_by_hand():
+    """User 0 asks twice and wants items 0 and 1, user 1 wants item 2, an unknown user wants item 3, all by queries."""
+    split = dataclasses.replace(
+        EXAMPLES.split,
+        **{
+            name: getattr(EXAMPLES.split, name)[:4]
+            for name in ("time", "surface", "context_item", "context_embedding", "history_end", "user_aggregates")
+        },
+        user=np.array([0, 0, 1, -1], np.int32),
+        snapshot=np.zeros(4, np.int16),
+        positives=Positives(
+            offsets=np.arange(5),
+            query=np.arange(4),
+            item=np.arange(4, dtype=np.int32),
+            **{
+                name: getattr(EXAMPLES.split.positives, name)[:4]
+                for name in ("event_type", "task", "weight", "attributed", "new_to_user", "value")
+            },
+        ),
+        hard_negatives=HardNegatives(
+            offsets=np.array([0, 2, 2, 2, 2]), query=np.zeros(2, np.int64), item=np.array([1, 3], np.int32)
+        ),
+    )
+    examples = Examples.of(split, np.array([0, 1, 1, 2], np.int32), WEIGHTS)
+    found = {}
+    for scope in ("batch", "training_window"):
+        maker = LabelMaker(
+            examples=examples,
+            losses=LossConfig(same_user_scope=scope),
+            full=True,
+            shard=Shard(),
+            device=torch.device("cpu"),
+        )
+        labels, pool = maker.make(0, np.array([0, 2, 3]), np.random.default_rng(0))  # the batch lacks query 1
+        pairs = zip(labels.hard.row.tolist(), labels.hard.candidate.tolist(), strict=True)
+        found[scope] = excluded_items(labels, pool), list(pairs)
+    assert found["batch"] == ({0: {0}, 1: {2}, 2: {3}}, [(0, 1), (0, 3)])
+    assert found["training_window"] == ({0: {0, 1}, 1: {2}, 2: {3}}, [(0, 3)])
 
 
 def test_positives_point_at_their_items():

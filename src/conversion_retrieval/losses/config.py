@@ -19,6 +19,9 @@ class LossConfig:
     logq_correction: bool = True
     mask_accidental_hits: bool = True
     mask_same_user_positives: bool = True
+    # Which positives of the query's user are no negatives of it: those of queries in the same batch, or all of the
+    # training window, earlier and later ones (labels, not features: nothing of them reaches a tower).
+    same_user_scope: Literal["batch", "training_window"] = "batch"
     temperature: float = 0.07
     learn_temperature: bool = True
     min_temperature: float = 0.01

@@ -74,6 +74,30 @@ def count_queries(query: Indices, code: NDArray[np.integer], num_queries: int) -
     return PositiveCounts(num_queries=num_queries, codes=codes, counts=counts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CodesByUser:
+    """The distinct codes (items, advertisers) that each user had as positives, in compressed rows.
+
+    Those of user u are ``codes[offsets[u]:offsets[u + 1]]``, sorted; the last row is that of unknown users: empty.
+    """
+
+    offsets: Indices
+    codes: Indices
+
+    @classmethod
+    def of(cls, user: NDArray[np.integer], code: NDArray[np.integer]) -> "CodesByUser":
+        """From (user, code) pairs; users below 0 are left out."""
+        width, known = int(code.max(initial=0)) + 1, user >= 0
+        pairs = np.unique(user[known].astype(np.int64) * width + code[known])
+        bounds = np.searchsorted(pairs, width * np.arange(int(user.max(initial=-1)) + 2))
+        return cls(offsets=np.append(bounds, len(pairs)), codes=pairs % width)
+
+    def of_users(self, users: NDArray[np.integer]) -> tuple[Indices, Indices]:
+        """(position in ``users``, code) for every code of each user; none for users below 0."""
+        owner, flat = expand(self.offsets, np.where(users < 0, len(self.offsets) - 2, users))
+        return owner, self.codes[flat]
+
+
 @dataclass(frozen=True)
 class Examples:
     """Training queries with at least one positive, grouped by snapshot.
@@ -121,6 +145,16 @@ class Examples:
         """How often each advertiser's items are, for each snapshot."""
         advertiser = self.item_advertiser[self.positives.item]
         return {s: self._count(rows, advertiser) for s, rows in self.rows_by_snapshot.items()}
+
+    @cached_property
+    def items_by_user(self) -> CodesByUser:
+        """Each user's positive items."""
+        return CodesByUser.of(self.split.user[self.positives.query], self.positives.item)
+
+    @cached_property
+    def advertisers_by_user(self) -> CodesByUser:
+        """Their advertisers."""
+        return CodesByUser.of(self.split.user[self.positives.query], self.item_advertiser[self.positives.item])
 
     def _count(self, rows: Indices, code: NDArray[np.int32]) -> PositiveCounts:
         owner, flat = expand(self.positives.offsets, rows)

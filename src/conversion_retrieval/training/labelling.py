@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.labels import AdvertiserLabels, Contrast, Labels
 from conversion_retrieval.model.inputs import as_tensor
-from conversion_retrieval.training.examples import Examples, Indices, PositiveCounts, expand
+from conversion_retrieval.training.examples import CodesByUser, Examples, Indices, PositiveCounts, expand
 from conversion_retrieval.training.pool import AdvertiserPool, Pool, draw_pool, log_inclusion, whole_catalogue
 from conversion_retrieval.training.rows import (
     BatchPositives,
@@ -109,13 +109,13 @@ class _Draw:
 
     @cached_property
     def _hard(self) -> tuple[Indices, Indices]:
-        """(query, item) of hard negatives that are no positive of the same user in this batch."""
+        """(query, item) of hard negatives that are no positive of the same user."""
         if not self.maker.with_hard_negatives:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         hard = self.maker.examples.split.hard_negatives
         query, flat = expand(hard.offsets, self.rows)
         item = hard.item[flat].astype(np.int64)
-        wanted_query, wanted_item = self._same_user(self._positives.owner, self._positives.item)
+        wanted_query, wanted_item = self._wanted_items(self._positives.owner, self._positives.item)
         num_items = self.maker.num_items
         kept = ~np.isin(query * num_items + item, wanted_query * num_items + wanted_item)
         return query[kept], item[kept]
@@ -136,20 +136,46 @@ class _Draw:
             mask_same_user=config.mask_same_user_positives,
         )
 
+    @property
+    def _users(self) -> NDArray[np.int32]:
+        """Each query's user, -1 where unknown."""
+        return self.maker.examples.split.user[self.rows]
+
     @cached_property
-    def _user(self) -> Indices:
+    def _user_number(self) -> Indices:
         """A number for each query's user, from 0; unknown users are all different."""
-        users = self.maker.examples.split.user[self.rows].astype(np.int64)
+        users = self._users.astype(np.int64)
         users = np.where(users < 0, -1 - np.arange(len(users)), users)
         return np.unique(users, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
-    def _same_user(self, owner: Indices, code: Indices) -> tuple[Indices, Indices]:
-        """(query, code) for every query of the batch and every code of a positive of its user."""
+    def _wanted_items(self, owner: Indices, item: Indices) -> tuple[Indices, Indices]:
+        """(query, item) for every query and every positive item of its user."""
+        if self.maker.losses.same_user_scope == "batch":
+            return self._in_batch(owner, item)
+        return self._in_window(self.maker.examples.items_by_user, owner, item)
+
+    def _wanted_advertisers(self, owner: Indices, advertiser: Indices) -> tuple[Indices, Indices]:
+        """The same for the advertisers of positives."""
+        if self.maker.losses.same_user_scope == "batch":
+            return self._in_batch(owner, advertiser)
+        return self._in_window(self.maker.examples.advertisers_by_user, owner, advertiser)
+
+    def _in_batch(self, owner: Indices, code: Indices) -> tuple[Indices, Indices]:
+        """(query, code) for every query of the batch and every code of a positive that its user has in the batch."""
         width = int(code.max(initial=0)) + 1
-        pairs = np.unique(self._user[owner] * width + code)
-        offsets = np.searchsorted(pairs, width * np.arange(self._user.max(initial=-1) + 2))
-        query, flat = expand(offsets, self._user)
+        pairs = np.unique(self._user_number[owner] * width + code)
+        offsets = np.searchsorted(pairs, width * np.arange(self._user_number.max(initial=-1) + 2))
+        query, flat = expand(offsets, self._user_number)
         return query, pairs[flat] % width
+
+    def _in_window(self, by_user: CodesByUser, owner: Indices, code: Indices) -> tuple[Indices, Indices]:
+        """(query, code) for every code of a positive that the query's user has in the whole training window.
+
+        A query of an unknown user has its own positives alone.
+        """
+        query, found = by_user.of_users(self._users)
+        unknown = self._users[owner] < 0
+        return np.concatenate([query, owner[unknown]]), np.concatenate([found, code[unknown]])
 
     def _pool(self, generator: np.random.Generator) -> Pool:
         if self.maker.full:
@@ -157,7 +183,7 @@ class _Draw:
         return draw_pool(self._positives.item, self._hard[1], self.maker.num_items, self.maker.losses, generator)
 
     def _item_contrast(self, pool: Pool) -> Contrast:
-        row, item = self._softmax_rows.excluded(self._positives.item, self._same_user)
+        row, item = self._softmax_rows.excluded(self._positives.item, self._wanted_items)
         if not self.maker.full:
             inside = np.isin(item, pool.candidates)
             row, item = row[inside], item[inside]
@@ -174,7 +200,7 @@ class _Draw:
         advertisers = self.maker.catalogue_advertisers if self.maker.full else AdvertiserPool.of(pool, advertiser)
         code = advertiser[own.item].astype(np.int64)
         known, number = advertisers.find(code)
-        excluded_row, excluded_code = rows.excluded(code, self._same_user)
+        excluded_row, excluded_code = rows.excluded(code, self._wanted_advertisers)
         there, excluded_number = advertisers.find(excluded_code)
         contrast = Contrast(
             num_candidates=len(advertisers.codes),
