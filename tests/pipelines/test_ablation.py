@@ -1,5 +1,6 @@
 """The ablation run from its compiled YAML: a fan-out over variants and seeds, collected into one table."""
 
+import builtins
 import contextlib
 import json
 import os
@@ -29,6 +30,8 @@ def run_dir(tmp_path_factory) -> Path:
     compiled = compile_pipeline(directory / "ablation.yaml", placement(), pipeline_name="ablation")
     with pytest.MonkeyPatch.context() as patch, (directory / "log").open("w") as log:
         patch.setenv("PATH", os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+        # kfp.local indents ``print`` while a task runs; threads of a loop put back each other's, not the original.
+        patch.setattr(builtins, "print", builtins.print)
         root = directory / "runs"
         local.init(
             runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), workspace_root=str(directory / "w")

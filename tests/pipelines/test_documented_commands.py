@@ -35,11 +35,12 @@ def steps(workflow: Path) -> Iterator[str]:
 
 
 def commands(texts: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
-    """(program, arguments) of every line that calls one of ours; optional parts are taken as given."""
+    """(program, arguments) of every line that calls one of ours: with all options, of alternatives the first."""
     for line in (line.strip() for text in texts for line in text.splitlines()):
         for program, (pattern, _) in PROGRAMS.items():
-            if (found := re.search(pattern, line)) and "|" not in line:
-                yield program, shlex.split(re.sub(r"[\[\]]", "", line[found.end() :]), comments=True)
+            if found := re.search(pattern, line):
+                words = re.sub(r"\s*\|[^\]\s]*(?: [^\]]*(?=\]))?", "", line[found.end() :])
+                yield program, shlex.split(re.sub(r"[\[\]]", "", words), comments=True)
 
 
 DOCUMENTED = sorted({(program, *arguments) for d in DOCUMENTS for program, arguments in commands(blocks(d))})
