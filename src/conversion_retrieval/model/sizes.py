@@ -1,14 +1,12 @@
 """What the network must know about its inputs to have a shape: vocabulary sizes and widths, nothing of the data."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from conversion_retrieval.schema import CONVERSIONS, EVENT_TYPES
+from conversion_retrieval.schema import EVENT_TYPES
 
 if TYPE_CHECKING:
-    from conversion_retrieval.features.spec import FeatureSpec, Statistic
-
-CONVERSION_COUNTS: Final = tuple(f"{kind}_decayed_" for kind in CONVERSIONS)
+    from conversion_retrieval.features.spec import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +25,7 @@ class EntitySizes:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSizes:
-    """Everything both towers see. ``surfaces`` and ``actions`` count the code 0 (unknown, padding) too.
-
-    ``popularity`` [item_performance] weighs performance features into an item's log popularity; empty if unknown.
-    """
+    """Everything both towers see. ``surfaces`` and ``actions`` count the code 0 (unknown, padding) too."""
 
     items: EntitySizes
     users: EntitySizes
@@ -39,7 +34,6 @@ class InputSizes:
     context_embedding: int
     surfaces: int
     actions: int
-    popularity: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, spec: "FeatureSpec") -> "InputSizes":
@@ -61,17 +55,4 @@ class InputSizes:
             context_embedding=spec.context_embedding_dim,
             surfaces=spec.num_surfaces,
             actions=len(EVENT_TYPES) + 1,
-            popularity=log_popularity(spec.item_performance),
         )
-
-
-def log_popularity(columns: "tuple[Statistic, ...]") -> tuple[float, ...]:
-    """Weights [F] that turn normalised performance features into the mean of the log decayed conversion counts.
-
-    Added to a score, that is the log of an item's share of conversions but for a constant: the softmax over items then
-    starts from popularity. Empty where no such column exists.
-    """
-    decayed = [c.transform == "log1p" and c.name.startswith(CONVERSION_COUNTS) for c in columns]
-    if not any(decayed):
-        return ()
-    return tuple(c.std / sum(decayed) if chosen else 0.0 for c, chosen in zip(columns, decayed, strict=True))

@@ -53,8 +53,8 @@ def _linear(input_dim: int, output_dim: int, gain: float) -> nn.Linear:
 class PopularityBias(nn.Module):
     """One more dimension, so that a score can rise with popularity by as much as surface and user ask for.
 
-    Item side: log popularity, known to be right for a user about whom nothing else is, corrected by a small network
-    over the performance features. Query side: a positive weight, 1 in the loss's scale before training.
+    Item side: a linear function of the performance features (see ``start``), corrected by a small network over them.
+    Query side: a positive weight, 1 in the loss's scale before training.
     """
 
     def __init__(self, sizes: InputSizes, query_dim: int, *, scale: float) -> None:
@@ -64,13 +64,17 @@ class PopularityBias(nn.Module):
         hidden, output = nn.Linear(sizes.item_performance, 32), nn.Linear(32, 1)
         self.correction = nn.Sequential(hidden, nn.ReLU(), output)
         self.query = nn.Linear(query_dim, 1)
-        start = sizes.popularity or (0.0,) * sizes.item_performance
         with torch.no_grad():
-            self.linear.weight.copy_(torch.tensor([start]))
             output.weight.mul_(0.1)
+        nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.query.weight)
         nn.init.constant_(self.query.bias, math.log(math.e - 1))  # softplus of this is 1
+
+    @torch.no_grad()
+    def start(self, weights: Tensor) -> None:
+        """Start training from these weights [F] of the performance features, in logits."""
+        self.linear.weight.copy_(weights.unsqueeze(0))
 
     def item(self, performance: Tensor) -> Tensor:
         """The items' dimension, [M, 1]."""

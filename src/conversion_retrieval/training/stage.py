@@ -15,7 +15,7 @@ from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.losses.objective import Objective
 from conversion_retrieval.model.inputs import EntityInputs, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
-from conversion_retrieval.model.two_tower import TASKS, make_model
+from conversion_retrieval.model.two_tower import TASKS, TwoTower, make_model
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
@@ -28,6 +28,7 @@ from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.pool import takes_full_softmax
+from conversion_retrieval.training.popularity import start_popularity
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.step import Learner
@@ -91,8 +92,8 @@ def make_trainer(
     position = found.position if found else Position()
     writes = log_dir is not None and shard.rank == 0
     learner = _learner(InputSizes.of(dataset.spec), config, steps, device, shard)
-    if learner.model.memory is not None and found is None:
-        fill_memory(learner.model.memory, dataset, seed=config.model.seed)
+    if found is None:
+        _start(learner.model, dataset, seed=config.model.seed)
     trainer = Trainer(
         learner=learner,
         average=WeightAverage(learner.model, config.training.average_decay),
@@ -108,6 +109,14 @@ def make_trainer(
         trainer.restore(found)
     _say_what_is_trained(trainer, config)
     return trainer
+
+
+def _start(model: TwoTower, dataset: FeatureDataset, *, seed: int) -> None:
+    """Fill in what is computed from the data rather than learned step by step."""
+    if model.bias is not None:
+        start_popularity(model.bias, dataset, seed=seed)
+    if model.memory is not None:
+        fill_memory(model.memory, dataset, seed=seed)
 
 
 def _batch_builder(dataset: FeatureDataset, config: PipelineConfig, device: torch.device, shard: Shard) -> BatchBuilder:
