@@ -73,8 +73,9 @@ class RemoteParquet:
 
     def open(self, pieces: Sequence[tuple[int, bytes]] = ()) -> pq.ParquetFile:
         """The file for Arrow, which finds in ``pieces`` (start, bytes) what is there already and fetches the rest."""
+        buffer_size = 0 if pieces else STREAM_BYTES  # each column gets a buffer of that size
         source = _RangedFile(self, pieces)
-        return pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, buffer_size=STREAM_BYTES)
+        return pq.ParquetFile(source, metadata=self.metadata, pre_buffer=False, buffer_size=buffer_size)
 
 
 def fetch_footers(files: Iterable[RemoteParquet]) -> None:
