@@ -14,6 +14,7 @@ from kfp import compiler
 from components.images import CPU_IMAGE, GPU_IMAGE
 from conversion_retrieval.contracts import write_bytes
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.training.gpu_nodes import LABEL_KEY, LABEL_VALUE
 from pipelines import cluster
 from pipelines.ablation import ablation_pipeline
 from pipelines.placement import Placement
@@ -52,13 +53,17 @@ def placement(
 ) -> Placement:
     """Check the compile options; without any image the pipeline names those of a local run.
 
-    Raises ``UserError`` for an image that is not pinned by digest, or for one image without the other.
+    Raises ``UserError`` for an image that is not pinned by digest, for one image without the other, and for what
+    Kubernetes would not take as a label.
     """
     if bool(image_cpu) != bool(image_gpu):
         raise UserError("expected both --image-cpu and --image-gpu or neither, found one")
     if image_cpu and not allow_mutable_image:
         for option, image in (("--image-cpu", image_cpu), ("--image-gpu", image_gpu)):
             require_pinned(image, where=option)
+    _require_label(LABEL_VALUE, cost_center, where="--cost-center")
+    _require_label(LABEL_VALUE, queue or "none", where="--queue")
+    _require_label(LABEL_KEY, gpu_type_label, where="--gpu-type-label")
     return Placement(
         image_cpu=image_cpu or CPU_IMAGE,
         image_gpu=image_gpu or GPU_IMAGE,
@@ -80,6 +85,12 @@ def require_pinned(image: str, *, where: str) -> None:
             f"expected an image pinned by digest (name@sha256:...) in {where}, found {image!r}; "
             "--allow-mutable-image accepts it for development"
         )
+
+
+def _require_label(syntax: re.Pattern[str], text: str, *, where: str) -> None:
+    if not syntax.fullmatch(text):
+        kind = "key" if syntax is LABEL_KEY else "value"
+        raise UserError(f"expected the {kind} of a Kubernetes label (letters, digits, -_.) in {where}, found {text!r}")
 
 
 def compile_pipeline(

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,12 @@ def _boolean(text: str) -> bool:
     return BOOLEANS[text.lower()]
 
 
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("not a number that JSON can carry")
+    return number
+
+
 def _json_of(kind: type) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         value = json.loads(text)
@@ -36,7 +43,7 @@ def _json_of(kind: type) -> Callable[[str], Any]:
 PARSERS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
     "STRING": ("text", str),
     "NUMBER_INTEGER": ("a whole number", int),
-    "NUMBER_DOUBLE": ("a number", float),
+    "NUMBER_DOUBLE": ("a number", _number),
     "BOOLEAN": ("true or false", _boolean),
     "STRUCT": ("a JSON object", _json_of(dict)),
     "LIST": ("a JSON list", _json_of(list)),
@@ -89,7 +96,8 @@ def _parse(text: str, definitions: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _check_meaning(values: Mapping[str, Any]) -> None:
-    stage_config(values.get("config_json", ""), as_of=values.get("as_of", ""))
+    gate = {name: values[name] for name in ("min_recall", "min_conversions") if name in values}
+    stage_config(values.get("config_json", ""), as_of=values.get("as_of", ""), **gate)
     select_variants(split_names(values.get("variants", "")))
     if values.get("num_seeds", 1) < 1:
         raise UserError(f"expected at least 1 for parameter num_seeds, found {values['num_seeds']}")
@@ -101,3 +109,7 @@ def _check_meaning(values: Mapping[str, Any]) -> None:
     if not GPU_COUNT.fullmatch(values.get("gpu_count", "1")):
         raise UserError(f"expected a whole number from 1 for parameter gpu_count, found {values['gpu_count']!r}")
     check_gpu_type(values.get("gpu_type", ""))
+    url = values.get("notification_url", "")
+    if url and not url.startswith(("http://", "https://")):
+        # Not what was found: a webhook's address is its password.
+        raise UserError("expected an http:// or https:// address for parameter notification_url, found another kind")

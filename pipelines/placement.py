@@ -33,7 +33,7 @@ class Resources:
         The backend stops retrying, and the attempt that runs, this long after the first attempt's start: kfp calls it
         the backoff's maximum duration, but it is no bound on a pause.
         """
-        pauses = BACKOFF_SECONDS * (2**self.retries - 1)
+        pauses = sum(BACKOFF_SECONDS << attempt for attempt in range(self.retries))
         return (self.retries + 1) * self.timeout_seconds + pauses + PENDING_SECONDS
 
 

@@ -59,6 +59,21 @@ def test_an_image_that_is_not_pinned_by_digest_is_refused(image):
         placement(image_cpu=image, image_gpu=f"repo/gpu@{DIGEST}")
 
 
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("cost_center", "my team"),
+        ("cost_center", ""),
+        ("queue", "gpus/all"),
+        ("gpu_type_label", "nvidia.com/gpu/product"),
+        ("gpu_type_label", ""),
+    ],
+)
+def test_a_label_that_kubernetes_would_refuse_on_every_pod_is_refused_here(option, text):
+    with pytest.raises(UserError, match=f"of a Kubernetes label .* in --{option.replace('_', '-')}"):
+        placement(**{option: text})
+
+
 def test_a_mutable_image_passes_only_when_allowed(tmp_path):
     place = placement(image_cpu="repo/cpu:dev", image_gpu="repo/gpu:dev", allow_mutable_image=True)
     assert images(compile_pipeline(tmp_path / "p.yaml", place).path.read_bytes()) == {"repo/cpu:dev", "repo/gpu:dev"}

@@ -222,6 +222,10 @@ def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):
         (["--param", "registry_uri=/tmp/registry"], "pods share no local directory"),
         (["--param", "gpu_count=two"], "whole number from 1 for parameter gpu_count"),
         (["--param", "gpu_count=0"], "whole number from 1 for parameter gpu_count"),
+        (["--param", "min_recall=nan"], "expected a number for parameter min_recall"),
+        (["--param", "min_recall=50"], "min_recall must be between 0 and 1"),
+        (["--param", "min_conversions=0"], "min_conversions and min_queries must be at least 1"),
+        (["--param", "notification_url=hooks.example.com/secret"], "expected an http:// or https:// address"),
         (["--param", "gpu_type=nvidia l4"], "expected the type of GPU as its node label has it"),
     ],
 )

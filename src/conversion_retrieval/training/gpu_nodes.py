@@ -8,6 +8,7 @@ from conversion_retrieval.errors import UserError
 
 # The syntax of a label's value: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
 LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+LABEL_KEY: Final = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{LABEL_VALUE.pattern}")
 
 
 def gpu_node_selector(gpu_type: str, *, type_label: str, pool: Mapping[str, str]) -> dict[str, str]:
