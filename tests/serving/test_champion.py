@@ -1,5 +1,7 @@
 """Which champion is served. Oracle: the registry's pointer; an index that is made to answer nothing."""
 
+import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from conversion_retrieval.index.search import ItemIndex
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving import server
+from conversion_retrieval.serving.batching import Batcher
 from conversion_retrieval.serving.bundle_cache import BundleCache
 from conversion_retrieval.serving.champion import ChampionLoader
 from tests.serving.conftest import Run
@@ -70,3 +73,16 @@ def test_a_new_champion_that_answers_nothing_does_not_take_over(
 def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a champion"):
         server.serve(str(tmp_path / "registry"))
+
+
+def test_a_call_beyond_those_that_may_wait_is_answered_with_503(loader: ChampionLoader) -> None:
+    from kserve import InferInput, InferRequest  # after the server's module, which keeps them off our arguments
+    from kserve.errors import ServerNotReady, server_not_ready_handler
+
+    model = server.ChampionModel(loader.load())
+    model._batcher = Batcher(model._answer, max_calls=1, max_waiting=0)
+    tensor = InferInput("requests", [1], "BYTES", [json.dumps({"user_id": "u"})])
+    with pytest.raises(ServerNotReady, match="ask again later") as refusal:
+        asyncio.run(model.predict(InferRequest(server.MODEL_NAME, [tensor])))
+    answer = asyncio.run(server_not_ready_handler(None, refusal.value))
+    assert answer.status_code == 503

@@ -144,10 +144,14 @@ def test_the_id_of_a_call_comes_back_with_its_answer(service: Service, retriever
     assert (answer["id"], answer["model_name"]) == ("call 7", NAME)
 
 
-def test_requests_leave_no_line_in_the_log(service: Service, retriever: Retriever) -> None:
-    before = service.log_path.stat().st_size
+def test_requests_leave_no_line_in_the_log_whatever_their_answer(service: Service, retriever: Retriever) -> None:
+    before, connection = service.log_path.stat().st_size, service.connect()
     for _ in range(20):
         service.infer(history_document(retriever))
+        connection.request("POST", INFER, body(json.dumps({"user_id": "u", "user_columns": {"nonsense": 1}})))
+        response = connection.getresponse()
+        assert response.status == 400
+        assert "nonsense" in response.read().decode()
     assert service.log_path.stat().st_size == before
 
 

@@ -137,6 +137,7 @@ class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
     async def _serve(self) -> None:
         self._rest_server.config.host = self._host
         logging.getLogger("uvicorn.access").handlers.clear()  # no line for every request
+        logging.getLogger("kserve").addFilter(is_news)
         # Its one middleware writes two lines to the log for every request; what they say is in the metrics.
         self._rest_server._add_middlewares = lambda app: None  # noqa: ARG005 - kserve passes it
         polling = asyncio.create_task(self._follow())
@@ -166,6 +167,11 @@ def follow_champion(model: ChampionModel, loader: ChampionLoader) -> bool:
     monitoring.SWITCHES.inc()
     say(f"serve: now serving {retriever.version}")
     return True
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether the log is where a record belongs: refusals are counted, and anyone could fill a disk with them."""
+    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ServerNotReady))
 
 
 def use_one_core() -> None:
