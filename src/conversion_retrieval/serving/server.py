@@ -89,8 +89,8 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
     def switch(self, retriever: Retriever) -> None:
         """Serve another bundle from the next batch on."""
         coverage = retriever.coverage()
-        monitoring.serving(retriever.version, coverage)
         self._answerer = Answerer(retriever=retriever, known=self._known, observe=coverage.observe)
+        monitoring.serving(retriever.version, coverage)
 
     async def predict(
         self,
