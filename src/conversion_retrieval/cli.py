@@ -130,6 +130,7 @@ def ablate(
     config: Annotated[Optional[Path], typer.Option(help="Pipeline configuration (YAML).")] = None,
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override, as section.key=value.")] = None,
     variants: Annotated[Optional[str], typer.Option(help="Comma-separated names; default: all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Variants that train side by side.", min=1)] = 1,
     dask: command_line.Dask = False,
     dask_address: command_line.DaskAddress = "",
 ) -> None:
@@ -140,7 +141,7 @@ def ablate(
 
     chosen = split_names(variants or "")
     resolved = load_config(config, (*(set_ or ()), *command_line.dask_overrides(dask, dask_address)))
-    page = run_ablation(data, output, config=resolved, num_seeds=seeds, variants=chosen)
+    page = run_ablation(data, output, config=resolved, num_seeds=seeds, variants=chosen, num_processes=jobs)
     print(page)
 
 

@@ -33,6 +33,13 @@ def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_i
     assert trained == ["none"]
     assert (output_dir / "ablation" / "ablation.md").read_text() == table
 
+    # Side by side, in processes that know nothing of the patch, they give what they gave one after the other.
+    shutil.rmtree(output_dir / "variants")
+    ablate(data_uri, output_dir, config=config, num_seeds=1, variants=("no_history",), num_processes=2)
+    assert trained == ["none"]
+    assert (output_dir / "ablation" / "ablation.md").read_text() == table
+    assert "training on" in (output_dir / "logs" / "no_history-seed0.log").read_text()
+
     other = load_config(None, [*QUICK_RUN, "training.batch_size=128"])
     with pytest.raises(UserError, match="choose a new --output"):
         ablate(data_uri, output_dir, config=other, num_seeds=1)

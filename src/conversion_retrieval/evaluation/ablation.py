@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,8 @@ from conversion_retrieval import contracts
 from conversion_retrieval.config import PipelineConfig, config_digest, config_values
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval, crossed_recalls, percentile_interval
-from conversion_retrieval.evaluation.variants import DEFAULT, select_variants, variant_config
+from conversion_retrieval.evaluation.jobs import Job, run_jobs
+from conversion_retrieval.evaluation.variants import DEFAULT, reference_of, select_variants, variant_config
 from conversion_retrieval.progress import say
 
 KS: Final = (100, 1000)
@@ -30,9 +32,10 @@ RANKS: Final = "ranks.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One row of the ablation's table: a variant's recall@k and its difference to the default."""
+    """One row of the ablation's table: a variant's recall@k and its difference to what it is compared with."""
 
     variant: str
+    reference: str
     k: int
     recall: Interval
     difference: Interval | None
@@ -42,34 +45,56 @@ class Comparison:
 
 
 def ablate(
-    data_uri: str, output_dir: Path, *, config: PipelineConfig, num_seeds: int, variants: tuple[str, ...] = ()
+    data_uri: str,
+    output_dir: Path,
+    *,
+    config: PipelineConfig,
+    num_seeds: int,
+    variants: tuple[str, ...] = (),
+    num_processes: int = 1,
 ) -> Path:
     """Run every variant with every seed, skipping what is already there, and return the path of the HTML page.
 
-    Raises ``UserError`` for an unknown variant, invalid data, or an output directory of another configuration.
+    With ``num_processes`` above 1 as many variants train side by side, each with its share of the cores and with its
+    log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, or an output directory of another
+    configuration; in processes also, at the end, for a variant that failed.
     """
     names = select_variants(variants)
     output_dir.mkdir(parents=True, exist_ok=True)
     _claim(output_dir, data_uri, config)
     snapshot_dir = _snapshot(data_uri, output_dir, config)
-    todo = [(name, seed) for seed in range(num_seeds) for name in names]
-    for position, (name, seed) in enumerate(todo, start=1):
-        variant_dir = output_dir / "variants" / f"{name}-seed{seed}"
-        if not is_complete(variant_dir, "variant"):
-            say(f"[{position}/{len(todo)}] {name}, seed {seed}")
-            run_variant(
+    runs = [(name, seed) for seed in range(num_seeds) for name in names]
+    dirs = {run: output_dir / "variants" / f"{run[0]}-seed{run[1]}" for run in runs}
+    missing = [run for run in runs if not is_complete(dirs[run], "variant")]
+    jobs = [
+        Job(
+            name=f"{name}, seed {seed}",
+            work=partial(
+                run_variant,
                 snapshot_dir=snapshot_dir,
-                variant_dir=variant_dir,
+                variant_dir=dirs[name, seed],
                 features_root_dir=output_dir / "features",
                 config=config,
                 variant=name,
                 seed=seed,
-            )
-    dirs = [output_dir / "variants" / f"{name}-seed{seed}" for name, seed in todo]
+            ),
+            log_path=output_dir / "logs" / f"{name}-seed{seed}.log",
+        )
+        for name, seed in missing
+    ]
+    if num_processes > 1:
+        for name, seed in missing:  # before the processes, which would build the shared ones at the same time
+            _features(snapshot_dir, output_dir / "features", variant_config(config, name, seed=seed))
+        run_jobs(jobs, num_processes=num_processes)
+    else:
+        for position, job in enumerate(jobs, start=1):
+            say(f"[{position}/{len(jobs)}] {job.name}")
+            job.work()
+    page_path = output_dir / "ablation.html"
     compare_variants(
-        variant_dirs=dirs, ablation_dir=output_dir / "ablation", page_path=output_dir / "ablation.html", config=config
+        variant_dirs=list(dirs.values()), ablation_dir=output_dir / "ablation", page_path=page_path, config=config
     )
-    return output_dir / "ablation.html"
+    return page_path
 
 
 def run_variant(
@@ -112,7 +137,7 @@ def write_variant(*, evaluation_dir: Path, variant_dir: Path, variant: str, seed
 def compare_variants(
     *, variant_dirs: Sequence[Path], ablation_dir: Path, page_path: Path, config: PipelineConfig
 ) -> list[Comparison]:
-    """Compare all variants with the default: recall@100 and @1000, intervals over users and seeds, paired differences.
+    """Compare all variants with their references: recall@100 and @1000, intervals over users and seeds, paired.
 
     Writes an ``ablation`` artifact (``ablation.md``, ``comparisons.json``) and one HTML page with a plot.
     """
@@ -177,13 +202,14 @@ class HitTable:
         level = settings.confidence_level
         rows = []
         for name in self.ranks:
-            difference = None
-            if name != DEFAULT and len(self.ranks[name]) == len(self.ranks[DEFAULT]):
-                change = resampled[name] - resampled[DEFAULT]
-                difference = percentile_interval(values[name] - values[DEFAULT], change, confidence_level=level)
+            difference, reference = None, reference_of(name, self.ranks)
+            if name != reference and len(self.ranks[name]) == len(self.ranks[reference]):
+                change = resampled[name] - resampled[reference]
+                difference = percentile_interval(values[name] - values[reference], change, confidence_level=level)
             rows.append(
                 Comparison(
                     variant=name,
+                    reference=reference,
                     k=k,
                     recall=percentile_interval(values[name], resampled[name], confidence_level=level),
                     difference=difference,

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from conversion_retrieval import contracts
 from conversion_retrieval.evaluation import plots
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval
+from conversion_retrieval.evaluation.variants import DEFAULT
 
 if TYPE_CHECKING:
     from conversion_retrieval.evaluation.ablation import Comparison
@@ -55,7 +56,10 @@ def _rows(comparisons: "Sequence[Comparison]", ks: Sequence[int]) -> list[dict[s
 
 
 def _cells(row: "Comparison") -> tuple[str, str]:
-    return _text(row.recall, ""), _text(row.difference, "+") if row.difference else "-"
+    if row.difference is None:
+        return _text(row.recall, ""), "-"
+    note = "" if row.reference == DEFAULT else f" to {row.reference}"
+    return _text(row.recall, ""), _text(row.difference, "+") + note
 
 
 def _text(interval: Interval, sign: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -23,14 +23,25 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "no_duration_weights": {"labels.click_duration_weighting": False},
         "no_hard_negatives": {"losses.hard_negatives": False},
         "no_engagement_task": {"losses.task_weights": {"conversion": 1.0, "engagement": 0.0}},
-        "no_history": {"model.history.encoder": "none"},
+        # A memory is a history too, and the only one that some configurations have.
+        "no_history": {"model.history.encoder": "none", "model.memory_dim": 0},
         # Full softmax needs no logQ: the correction is switched off beside its own sampled reference.
         "sampled_softmax": {"losses.softmax": "sampled"},
         "sampled_softmax_no_logq": {"losses.softmax": "sampled", "losses.logq_correction": False},
         "engagement_weight_0.1": {"losses.task_weights": {"conversion": 1.0, "engagement": 0.1}},
         "engagement_weight_1.0": {"losses.task_weights": {"conversion": 1.0, "engagement": 1.0}},
+        "engagement_weight_3.0": {"losses.task_weights": {"conversion": 1.0, "engagement": 3.0}},
+        "advertiser_weight_0.5": {"losses.advertiser_weight": 0.5},
     }
 )
+# What a variant is compared with where that is not the default: without the correction alone, not without both.
+REFERENCES: Final[Mapping[str, str]] = MappingProxyType({"sampled_softmax_no_logq": "sampled_softmax"})
+
+
+def reference_of(name: str, measured: Container[str]) -> str:
+    """The variant that ``name`` is compared with, the default where that one was not measured."""
+    reference = REFERENCES.get(name, DEFAULT)
+    return reference if reference in measured else DEFAULT
 
 
 def split_names(text: str) -> tuple[str, ...]:
