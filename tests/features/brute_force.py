@@ -147,7 +147,11 @@ def performance(events, item, time, names, days_of_half_life, priors, strength):
     kinds["new_buyers"] = list(firsts.values())
     ages = {kind: [_age(e, time) for e in found] for kind, found in kinds.items()}
     conversions = [age for kind in CONVERSIONS for age in ages[kind]]
-    result = {"conversion_recency": min(conversions, default=0.0), "conversion_age": max(conversions, default=0.0)}
+    result = {
+        "item_age": max((_age(e, time) for e in known), default=0.0),
+        "conversion_recency": min(conversions, default=0.0),
+        "conversion_age": max(conversions, default=0.0),
+    }
     for name in (n for n in names if "_decayed_" in n):
         kind, days = name.rsplit("_decayed_", 1)
         result[name] = sum(0.5 ** (age / days_of_half_life[days]) for age in ages[kind])

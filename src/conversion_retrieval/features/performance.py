@@ -2,7 +2,8 @@
 
 Partitions count events in integer bins of time, so that the sum over partitions is exact; snapshots then slide over
 the merged bins. Bins end at every snapshot and window edge, so window counts are exact; the age of an event in a
-decayed count, like the age of the first and last conversion, is that of the middle of its bin, at most a day long.
+decayed count, like that of an item's first event and of its first and last conversion, is that of the middle of its
+bin, at most a day long.
 """
 
 from collections.abc import Iterator, Sequence
@@ -143,8 +144,8 @@ class PerformanceColumns:
 
     @property
     def ages(self) -> tuple[str, ...]:
-        """Days since an item's last and since its first conversion."""
-        return ("conversion_recency", "conversion_age") if self.converted else ()
+        """Days since an item's first event, and since its last and its first conversion."""
+        return ("item_age", *(("conversion_recency", "conversion_age") if self.converted else ()))
 
     @property
     def log_scales(self) -> NDArray[np.float64]:
@@ -178,7 +179,7 @@ def snapshots(
     """At each snapshot the items with any non-zero value, and their raw values [n, F].
 
     Counts are of events available in ``[time - days, time)``. Decayed counts are
-    ``sum 0.5 ** (age / half life)``. Ages are in days, 0 for an item without conversions. A rate is
+    ``sum 0.5 ** (age / half life)``. Ages are in days, 0 for an item without such events. A rate is
     ``log(((s + k p) / (n + k)) / p)`` over all time for s successes in n trials, prior rate p and prior strength k: 0
     for an item without trials, so that absence needs no row.
     """
@@ -201,6 +202,7 @@ class _Sliding:
         self._decayed = np.zeros((len(columns.decayed), num_items))
         self._last = np.full(num_items, -np.inf)
         self._first = np.full(num_items, np.inf)
+        self._appeared = np.full(num_items, np.inf)
         self._buffer = np.zeros((len(columns.names), num_items), np.float32)
         self._before: int | None = None
 
@@ -238,6 +240,7 @@ class _Sliding:
         rows = {k: np.flatnonzero(kind == k) for k in {k for k, _ in self._columns.decayed}}
         for decayed, (k, half_life) in zip(self._decayed, self._columns.decayed, strict=True):
             np.add.at(decayed, item[rows[k]], counts[rows[k]] * 0.5 ** (age[rows[k]] / half_life))
+        np.minimum.at(self._appeared, item, middle)
         converted = np.isin(kind, CONVERTED)
         np.maximum.at(self._last, item[converted], middle[converted])
         np.minimum.at(self._first, item[converted], middle[converted])
@@ -245,9 +248,8 @@ class _Sliding:
     def _values(self, time: int) -> NDArray[np.float32]:
         columns = [window[t] for t in self._columns.types for window in self._windows]
         columns += list(self._decayed)
-        if self._columns.ages:
-            never = np.isinf(self._first)
-            columns += [np.where(never, 0, (time - moment) / DAY) for moment in (self._last, self._first)]
+        moments = (self._appeared, self._last, self._first) if self._columns.converted else (self._appeared,)
+        columns += [np.where(np.isinf(moment), 0, (time - moment) / DAY) for moment in moments]
         columns += [self._rate(name) for name in self._columns.priors]
         for row, column in enumerate(columns):
             self._buffer[row] = column
