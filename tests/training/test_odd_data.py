@@ -49,6 +49,15 @@ def test_users_without_any_event_are_trained_on(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_users_with_and_without_events_share_a_batch(shape):
+    world = separable_world(num_users=60)
+    for name, split in world.splits.items():
+        end = np.where(split.user % 2, split.history_end, world.events.offsets[split.user])
+        world.splits[name] = dataclasses.replace(split, history_end=end)
+    train(world, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_columns_of_zeros_give_no_division_by_a_length_of_zero(shape):
     world = separable_world(num_users=60)
     items = dataclasses.replace(world.items, numeric=np.zeros_like(world.items.numeric))
