@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,9 @@ class LoadedModel:
         """Keep the dataset's items, already on the device, as the catalogue used last."""
         self.model.eval()
         self._catalogues.clear()
-        history = self.model.embed_history_items(items)
+        history = torch.empty(len(items), self.model.config.embedding_dim, device=self.device)
+        for rows in item_blocks(len(items)):
+            history[rows] = self.model.embed_history_items(items.rows(rows))
         self._catalogues[id(dataset)] = Catalogue(dataset=dataset, items=items, history=history)
 
 
@@ -99,6 +102,12 @@ class Catalogue:
     history: Tensor
 
 
+def item_blocks(num_items: int) -> Iterator[slice]:
+    """Rows of the catalogue to work on at once."""
+    for start in range(0, num_items, ITEM_BLOCK):
+        yield slice(start, min(start + ITEM_BLOCK, num_items))
+
+
 @torch.no_grad()
 def encode_catalogue(
     model: TwoTower, items: EntityInputs, performance: Tensor, *, head: str = SERVED_HEAD
@@ -106,8 +115,7 @@ def encode_catalogue(
     """Vectors [N, D] of the first N of ``items`` with ``performance`` [N, F], a block at a time."""
     model.eval()
     vectors = np.empty((len(performance), model.output_dim), np.float32)
-    for start in range(0, len(performance), ITEM_BLOCK):
-        rows = slice(start, min(start + ITEM_BLOCK, len(performance)))
+    for rows in item_blocks(len(performance)):
         block = model.encode_items(items.rows(rows), performance[rows], head=head)
         vectors[rows] = block.float().cpu().numpy()
     return vectors
