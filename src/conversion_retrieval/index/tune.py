@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from conversion_retrieval.evaluation.ranking import top_k
-from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build, recipe
+from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build, needs_lifting, recipe
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.index.flat import Search, search_of
 from conversion_retrieval.progress import say
@@ -66,7 +66,7 @@ def tune_index(vectors: NDArray[np.float32], queries: NDArray[np.float32], confi
     _, truth = top_k(queries, vectors, config.recall_k)
     points: list[Point] = []
     best: tuple[Any, Point] | None = None
-    for candidate in _candidates(len(vectors), vectors.shape[1], config):
+    for candidate in _candidates(vectors, config):
         say(f"build_index: building {candidate.factory} over {len(vectors):,} items")
         index = build(candidate, vectors, seed=config.seed)
         measured = list(_measure_settings(index, candidate, queries, truth, config))
@@ -130,12 +130,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads[1])
 
 
-def _candidates(num_items: int, dim: int, config: IndexConfig) -> list[Recipe]:
+def _candidates(vectors: NDArray[np.float32], config: IndexConfig) -> list[Recipe]:
+    (num_items, dim), lift = vectors.shape, needs_lifting(vectors)
     if config.kind != "auto":
-        return [recipe(config.kind, num_items, dim)]
+        return [recipe(config.kind, num_items, dim, lift=lift)]
     if num_items <= config.max_exact_items:
         return [recipe("exact", num_items, dim)]
-    recipes = [recipe(kind, num_items, dim) for kind in LARGE]
+    recipes = [recipe(kind, num_items, dim, lift=lift) for kind in LARGE]
     fitting = [candidate for candidate in recipes if candidate.memory_mb <= config.max_memory_mb]
     return fitting or [min(recipes, key=lambda candidate: candidate.memory_mb)]
 
