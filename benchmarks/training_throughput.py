@@ -229,9 +229,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of ours")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="weigh trainings first")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for items, optimizer in MEMORY_RUNS:
+    for items, optimizer in MEMORY_RUNS if options.memory else ():
         print_memory_apart(items, options.batch_size, optimizer, options.threads)
     data = world(options.users)
     runners: dict[str, Any] = {
