@@ -42,3 +42,9 @@ def test_help_of_every_command_imports_nothing_heavy_and_nothing_of_the_network(
     answer = json.loads(done.stdout)
     assert commands <= set(answer["shown"])
     assert not {name.partition(".")[0] for name in answer["modules"]} & HEAVY
+
+
+@pytest.mark.parametrize("module", ["conversion_retrieval", "pipelines"])
+def test_both_programs_run_as_modules(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert "Usage:" in done.stdout

@@ -1,0 +1,5 @@
+"""``python -m conversion_retrieval``."""
+
+from conversion_retrieval.cli import main
+
+main()
