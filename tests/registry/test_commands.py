@@ -66,11 +66,11 @@ def test_diff_names_settings_inputs_and_files(
 def test_prune_names_what_it_deletes_and_spares_champion_and_predecessor(
     uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands.prune(uri, keep=1)
+    commands.prune(uri, keep=0)  # which of one second is the newest is chance
     told = capsys.readouterr().out
     assert told.splitlines()[0] == f"deleted {versions[0]}"
     assert f"1 deleted, 2 versions kept in {uri}" in told
-    assert Registry.open(uri).versions() == versions[1:]
+    assert sorted(Registry.open(uri).versions()) == sorted(versions[1:])
 
 
 def test_a_registry_without_promotions_says_so(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
