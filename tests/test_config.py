@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,13 @@ def test_a_date_needs_no_quotes_in_a_file_or_an_override(tmp_path, text):
     (tmp_path / "c.yaml").write_text(f"split:\n  as_of: {text}\n")
     assert load_config(tmp_path / "c.yaml").split.as_of == text
     assert load_config(overrides=[f"split.as_of={text}"]).split.as_of == text
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_configurations_that_come_with_the_project_load_and_change_something(path):
+    assert load_config(path) != PipelineConfig()
 
 
 def test_a_stages_parameters_go_over_the_json_and_absent_ones_leave_it():
