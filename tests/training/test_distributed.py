@@ -3,7 +3,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from conversion_retrieval.training.distributed import gather_rows, sum_gradients
+from conversion_retrieval.training.distributed import copy_from_first, gather_rows, sum_gradients
 from conversion_retrieval.training.examples import batch_order
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.stage import make_trainer
@@ -44,6 +44,7 @@ def in_process(rank: int, world_size: int, directory: str) -> None:
     try:
         shard = Shard(rank=rank, world_size=world_size)
         check_gather(shard)
+        check_copy(shard)
         torch.save({softmax: gradients(softmax, shard) for softmax in SOFTMAXES}, f"{directory}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -56,6 +57,14 @@ def check_gather(shard: Shard) -> None:
     assert rows.flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     (rows.flatten() * torch.arange(5.0) * (shard.rank + 1)).sum().backward()
     assert part.grad.flatten().tolist() == (3 * torch.arange(5.0))[shard.slice(5)].tolist()
+
+
+def check_copy(shard: Shard) -> None:
+    """Both end up with what the first had."""
+    tensors = [torch.full((3,), float(shard.rank + 1)), torch.nn.Parameter(torch.full((2, 2), float(shard.rank + 5)))]
+    copy_from_first(tensors, shard)
+    assert tensors[0].tolist() == [1.0] * 3
+    assert tensors[1].tolist() == [[5.0, 5.0]] * 2
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,14 @@ def current_shard() -> Shard:
     return Shard(rank=dist.get_rank(), world_size=dist.get_world_size()) if dist.is_initialized() else Shard()
 
 
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor], shard: Shard) -> None:
+    """Give every process the first one's values: what is computed twice need not come out alike to the last bit."""
+    if shard.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 def gather_rows(part: Tensor, shard: Shard, total: int) -> Tensor:
     """All processes' parts, in order: [total, D]; gradients flow back to the process that made a row."""
     if shard.world_size == 1:

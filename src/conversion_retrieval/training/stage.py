@@ -21,7 +21,7 @@ from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
-from conversion_retrieval.training.distributed import process_group, wait_for_all
+from conversion_retrieval.training.distributed import copy_from_first, process_group, wait_for_all
 from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
@@ -93,7 +93,7 @@ def make_trainer(
     writes = log_dir is not None and shard.rank == 0
     learner = _learner(InputSizes.of(dataset.spec), config, steps, device, shard)
     if found is None:
-        _start(learner.model, dataset, seed=config.model.seed)
+        _start(learner.model, dataset, shard, seed=config.model.seed)
     trainer = Trainer(
         learner=learner,
         average=WeightAverage(learner.model, config.training.average_decay),
@@ -111,12 +111,13 @@ def make_trainer(
     return trainer
 
 
-def _start(model: TwoTower, dataset: FeatureDataset, *, seed: int) -> None:
-    """Fill in what is computed from the data rather than learned step by step."""
-    if model.bias is not None:
+def _start(model: TwoTower, dataset: FeatureDataset, shard: Shard, *, seed: int) -> None:
+    """Fill in what is computed from the data rather than learned step by step; the first process does it for all."""
+    if shard.rank == 0 and model.bias is not None:
         start_popularity(model.bias, dataset, seed=seed)
-    if model.memory is not None:
+    if shard.rank == 0 and model.memory is not None:
         fill_memory(model.memory, dataset, seed=seed)
+    copy_from_first((*model.parameters(), *model.buffers()), shard)
 
 
 def _batch_builder(dataset: FeatureDataset, config: PipelineConfig, device: torch.device, shard: Shard) -> BatchBuilder:
