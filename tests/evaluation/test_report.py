@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -126,6 +127,7 @@ INDEX = {
         for n in (1, 8)
     ],
 }
+TRAINING = {"metric": "conversion/recall@100", "best_value": 0.4321, "best_step": 30, "steps": 1234, "epochs": 2.5}
 VALIDATION = {
     "expectations": [
         {
@@ -192,7 +194,7 @@ def run(tmp_path_factory):
         "features_dir/features.json": FEATURES,
         "index_dir/index.json": INDEX,
         "report_dir/validation.json": VALIDATION,
-        "model_dir/metrics.json": {"best_step": 30},
+        "model_dir/metrics.json": TRAINING,
         "model_dir/config.json": {"training": {"batch_size": 7}},
     }
     for name, value in files.items():
@@ -261,6 +263,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
         "1 of 2 checks passed.",
         "conversion before its click",
         "batch_size: 7",
+        "0.4321 at step 30 of 1,234",
         "3 checks: 1 passed, 1 failed, 1 undecided.",
         "surface search (n=432)",
         "✓ recall target of 0.98 kept",
@@ -289,6 +292,14 @@ def test_clicks_are_counted_with_the_conversions_credited_to_them(tmp_path):
 
 def test_without_clicks_there_is_no_calibration(tmp_path):
     assert click_calibration(tmp_path) == []
+
+
+def test_a_training_without_anything_to_validate_on_has_its_page(run, tmp_path):
+    shutil.copytree(run["model_dir"], tmp_path / "model")
+    unvalidated = json.dumps(TRAINING | {"best_value": None, "best_step": -1})
+    (tmp_path / "model/metrics.json").write_text(unvalidated)
+    write_report(**run | {"model_dir": tmp_path / "model"}, page_path=tmp_path / "page.html")
+    assert "nothing to validate on; 1,234 steps" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(

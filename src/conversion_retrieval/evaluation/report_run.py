@@ -37,11 +37,16 @@ def training_context(model_dir: Path) -> dict[str, Any]:
 
 def _training_facts(metrics: dict[str, Any]) -> Iterator[dict[str, str]]:
     if "best_value" in metrics:
-        best = f"{metrics['best_value']:.4f} at step {metrics['best_step']:,} of {metrics['steps']:,}"
-        yield fact(f"best validation {metrics['metric']}", best)
+        yield fact(f"best validation {metrics['metric']}", _best(metrics))
     for key in ("epochs", "parameters", "embedding_dim", "temperature", "softmax", "precision", "device", "processes"):
         if key in metrics:
             yield fact(key, _short(metrics[key]))
+
+
+def _best(metrics: dict[str, Any]) -> str:
+    if metrics["best_value"] is None:
+        return f"nothing to validate on; {metrics['steps']:,} steps"
+    return f"{metrics['best_value']:.4f} at step {metrics['best_step']:,} of {metrics['steps']:,}"
 
 
 def _short(value: float | str) -> str:
