@@ -11,6 +11,8 @@ def work(path, number):
     say(f"working on {number}")
     if number == 1:
         raise UserError("expected luck, found none")
+    if number == 3:
+        raise MemoryError
     path.write_text(str(number))
 
 
@@ -25,3 +27,9 @@ def test_one_job_that_fails_stops_no_other_and_is_named_with_its_log(tmp_path):
         run_jobs(jobs, num_processes=2)
     assert [(tmp_path / str(n)).exists() for n in range(3)] == [True, False, True]
     assert (tmp_path / "logs" / "1.log").read_text() == "working on 1\n"
+
+
+def test_a_failure_without_words_is_named_by_its_kind(tmp_path):
+    job = Job(name="job", work=partial(work, tmp_path / "3", 3), log_path=tmp_path / "3.log")
+    with pytest.raises(UserError, match=r"the first job \(MemoryError\(\); its log"):
+        run_jobs([job], num_processes=1)

@@ -1,6 +1,7 @@
 """Independent pieces of work in processes of their own.
 
-Each writes what it says to a file. One that fails stops no other, so a repeated run has only the failed ones to do.
+Each writes what it says to a file. One that raises stops no other; where the kernel kills a process, those that have
+not ended fail with it. Either way a repeated run has only the failed ones to do.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import say
 
 
@@ -33,15 +34,18 @@ def run_jobs(jobs: Sequence[Job], *, num_processes: int) -> None:
     failed: list[str] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, context, _limit_threads, (threads,)) as pool:
-        names = {pool.submit(_run, job): job for job in jobs}
-        for count, future in enumerate(as_completed(names), start=1):
-            job, error = names[future], future.exception()
-            say(f"[{count}/{len(jobs)}] {job.name}: {'done' if error is None else f'failed: {error or repr(error)}'}")
-            if error is not None:
-                failed.append(f"{job.name} ({error or repr(error)}; its log: {job.log_path})")
+        submitted = {pool.submit(_run, job): job for job in jobs}
+        for count, future in enumerate(as_completed(submitted), start=1):
+            job, error = submitted[future], future.exception()
+            reason = "" if error is None else one_line(error) or repr(error)
+            say(f"[{count}/{len(jobs)}] {job.name}: {f'failed: {reason}' if reason else 'done'}")
+            if reason:
+                failed.append(f"{job.name} ({reason}; its log: {job.log_path})")
     if failed:
-        reason = f"expected {len(jobs)} jobs to end well, found {len(failed)} failed, the first {failed[0]}"
-        raise UserError(f"{reason}: run again to do only what is missing")
+        raise UserError(
+            f"expected {len(jobs)} jobs to end well, found {len(failed)} failed, the first {failed[0]}: "
+            "run again to do only what is missing"
+        )
 
 
 def _limit_threads(threads: int) -> None:
