@@ -105,8 +105,9 @@ def submit(
 
 
 def _equal_run(run: Any, version: Version, submission: Submission) -> str:
-    reference, parameters = run.pipeline_version_reference, run.runtime_config.parameters
-    if reference.pipeline_version_id != version.version_id or dict(parameters or {}) != dict(submission.parameters):
+    reference = run.pipeline_version_reference  # None for a run that was made from a file
+    is_same_version = reference is not None and reference.pipeline_version_id == version.version_id
+    if not is_same_version or run_parameters(run) != dict(submission.parameters):
         raise UserError(
             f"expected no run called {run.display_name!r} with another version or other parameters, found "
             f"{run.run_id}: choose another --run-name"
@@ -131,8 +132,7 @@ def terminate(client: Client, run_id: str, *, webhook_url: str = "") -> str:
         return str(run.state)
     with translated(f"run {run_id}"):
         client.terminate_run(run_id)
-    parameters = (run.runtime_config and run.runtime_config.parameters) or {}
-    url = webhook_url or str(parameters.get("notification_url", ""))
+    url = webhook_url or str(run_parameters(run).get("notification_url") or "")
     notification.notify(webhook_url=url, registry_uri="", run_id=run_id, state=CANCELING, error="terminated by hand")
     return CANCELING
 
@@ -159,6 +159,11 @@ def task_states(run: Any) -> dict[str, str]:
     """The state of each task of a run by its display name."""
     details = getattr(run.run_details, "task_details", None) or []
     return {task.display_name: task.state for task in details if task.display_name and task.state}
+
+
+def run_parameters(run: Any) -> dict[str, Any]:
+    """The parameters that a run or a recurring run was given."""
+    return dict((run.runtime_config and run.runtime_config.parameters) or {})
 
 
 def require_finished_well(state: str, run_id: str) -> None:

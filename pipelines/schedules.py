@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import kfp_server_api
 
+from conversion_retrieval.errors import UserError
 from pipelines import cluster
 from pipelines.connection import Client, translated
 from pipelines.cron import check_cron
-from pipelines.remote import Submission, Version, ensured_experiment, named, upload
+from pipelines.remote import Submission, Version, ensured_experiment, named, run_parameters, upload
 
 NOT_FOUND: Final = 404
 
@@ -37,7 +38,7 @@ class Schedule:
             and str(run.max_concurrency) == "1"
             and run.no_catchup
             and run.service_account == self.service_account
-            and dict(run.runtime_config.parameters or {}) == dict(self.parameters)
+            and run_parameters(run) == dict(self.parameters)
         )
 
     def existing(self, client: Client) -> list[Any]:
@@ -74,7 +75,8 @@ def schedule(
 
     A recurring run cannot be changed: a different one is replaced. The new one is made disabled, the others are
     deleted, then it is enabled, so that at no moment two fire; repeated after a crash it goes on from there. Of two
-    commands at once both keep the one that was made first.
+    commands at once both keep the one that was made first; of two that ask for different things the one whose recurring
+    run the other deleted raises ``UserError``.
     """
     cron = check_cron(cron)
     version = upload(client, submission)
@@ -94,7 +96,11 @@ def _leave_one(client: Client, wanted: Schedule, *, paused: bool) -> str:
     if not any(wanted.matches(run) for run in wanted.existing(client)):
         wanted.create_disabled(client)
     existing = wanted.existing(client)
-    kept = str(next(run.recurring_run_id for run in existing if wanted.matches(run)))
+    kept = next((str(run.recurring_run_id) for run in existing if wanted.matches(run)), "")
+    if not kept:
+        raise UserError(
+            f"expected the schedule {wanted.name!r} as just made, found it replaced meanwhile: run the command again"
+        )
     for run in existing:
         if run.recurring_run_id != kept:
             _delete(client, run.recurring_run_id)

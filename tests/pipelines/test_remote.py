@@ -107,6 +107,14 @@ def test_a_name_that_another_run_has_is_refused(server, host, pipeline_path, sub
     assert len(server.runs) == 1
 
 
+def test_a_name_that_a_run_from_a_file_has_is_refused(server, host, submission):
+    run_id = remote.submit(connect(host), submission, run_name="nightly")
+    for name in ("pipeline_version_reference", "runtime_config"):
+        del server.runs[run_id][name]
+    with pytest.raises(UserError, match="choose another --run-name"):
+        remote.submit(connect(host), submission, run_name="nightly")
+
+
 @pytest.mark.parametrize("path", ["pipelines", "pipelines/upload_version", "experiments", "runs"])
 def test_a_submit_that_broke_off_is_completed_by_the_same_command(server, host, submission, path):
     server.fail_next.append(("POST", f"/apis/v2beta1/{path}", 503))

@@ -56,3 +56,20 @@ def test_racing_schedulers_leave_one_enabled_recurring_run(server, host, submiss
         list(pool.map(command, clients))
     (schedule,) = server.recurring_runs.values()
     assert schedule["status"] == "ENABLED"
+
+
+def test_a_schedule_that_another_command_replaced_meanwhile_is_one_line(server, host, submission):
+    """The rival deletes our recurring run, which is not what it was asked for, before we enable it."""
+    client, make = connect(host), schedules.Schedule.create_disabled
+
+    def make_and_lose(wanted, client):
+        make(wanted, client)
+        server.recurring_runs.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules.Schedule, "create_disabled", make_and_lose)
+        with pytest.raises(
+            UserError, match="'nightly' as just made, found it replaced meanwhile: run the command again"
+        ):
+            schedules.schedule(client, submission, cron="0 0 3 * * *", name="nightly")
+    assert schedules.schedule(client, submission, cron="0 0 3 * * *", name="nightly") in server.recurring_runs
