@@ -1,5 +1,6 @@
 """Copies of bundles on this machine. Oracle: the bytes of the promoted bundle; which directories there are."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving import bundle_cache
@@ -109,6 +110,15 @@ def test_of_unused_copies_the_newest_two_stay(
     assert copies(tmp_path / "cache") == sorted([versions[0], *versions[3:]])
 
 
+def test_processes_that_only_fetch_leave_no_more_than_that(
+    registry: Registry, promoted: Callable[[str], str], tmp_path: Path
+) -> None:
+    versions = [promoted(name) for name in "abcd"]
+    for version in versions:
+        BundleCache(tmp_path / "cache").fetch(registry, version)  # unused again at once
+    assert copies(tmp_path / "cache") == sorted(versions[1:])
+
+
 def test_a_copy_stays_while_another_process_uses_it_however_that_ends(
     registry: Registry, promoted: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -139,3 +149,15 @@ def test_without_a_writable_home_copies_go_to_the_temporary_directory(
     assert bundle_cache.cache_dir().parent == tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert bundle_cache.cache_dir() == tmp_path / "home/conversion-retrieval/bundles"
+
+
+def test_a_temporary_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv(bundle_cache.CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "no directory"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other = os.getuid() + 1
+    (tmp_path / f"conversion-retrieval-{other}").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(UserError, match="found somebody else's: set CONVERSION_RETRIEVAL_CACHE"):
+        bundle_cache.cache_dir()

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
@@ -19,7 +20,7 @@ from typing import IO, Final
 from filelock import FileLock
 
 from conversion_retrieval.contracts import MANIFEST
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.registry.bundle import Bundle, open_bundle
 from conversion_retrieval.registry.registry import Registry
 
@@ -29,7 +30,10 @@ PARTIAL: Final = ".partial"
 
 
 def cache_dir() -> Path:
-    """``$CONVERSION_RETRIEVAL_CACHE``, else in the user's cache directory, else in the temporary directory."""
+    """``$CONVERSION_RETRIEVAL_CACHE``, else in the user's cache directory, else in the temporary directory.
+
+    Raises ``UserError`` where that last one belongs to somebody else.
+    """
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "conversion-retrieval" / "bundles"
@@ -38,12 +42,25 @@ def cache_dir() -> Path:
         writable = os.access(home, os.W_OK)
     except OSError:  # a container without a writable home
         writable = False
-    return home if writable else Path(tempfile.gettempdir()) / f"conversion-retrieval-{os.getuid()}"
+    return home if writable else _temporary_dir()
+
+
+def _temporary_dir() -> Path:
+    """Everyone may write beside it and make it first: one of somebody else could change a copy after its check."""
+    path = Path(tempfile.gettempdir()) / f"conversion-retrieval-{os.getuid()}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if path.lstat().st_uid != os.getuid() or not path.is_dir():
+        raise UserError(f"expected a directory of this user at {path}, found somebody else's: set {CACHE_VARIABLE}")
+    return path
 
 
 @dataclass
 class BundleCache:
-    """Copies in ``root``; those that this process fetched are kept until ``release_all_but`` or its end."""
+    """Copies in ``root``; those that this process fetched are kept until ``release_all_but`` or its end.
+
+    Of the copies that no process uses all but the newest are deleted, whenever one is fetched or released.
+    """
 
     root: Path = field(default_factory=cache_dir)
     _used: dict[str, IO[bytes]] = field(default_factory=dict)
@@ -60,17 +77,21 @@ class BundleCache:
             if version not in self._used:
                 self._used[version] = (bundle.directory / MANIFEST).open("rb")
                 fcntl.flock(self._used[version], fcntl.LOCK_SH)
+            self._delete_unused()
         return bundle
 
     def release_all_but(self, version: str) -> None:
-        """No longer use other versions; of the copies that no process uses all but the newest are deleted."""
+        """No longer use other versions."""
         for name in [name for name in self._used if name != version]:
             self._used.pop(name).close()
         with self._locked():
-            unused = [path for path in self.root.glob(f"*/{MANIFEST}") if _is_unlocked(path)]
-            newest_first = sorted(unused, key=lambda path: path.parent.stat().st_mtime, reverse=True)
-            for path in newest_first[KEPT_UNUSED:]:
-                shutil.rmtree(path.parent, ignore_errors=True)
+            self._delete_unused()
+
+    def _delete_unused(self) -> None:
+        unused = [path for path in self.root.glob(f"*/{MANIFEST}") if _is_unlocked(path)]
+        newest_first = sorted(unused, key=lambda path: path.parent.stat().st_mtime, reverse=True)
+        for path in newest_first[KEPT_UNUSED:]:
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     def _kept(self, version: str, digest: str) -> Bundle | None:
         path = self.root / version
