@@ -24,6 +24,7 @@ from conversion_retrieval.storage import (
     Stored,
     generation_mismatch,
     nothing_below,
+    pinned,
     safe_key,
     upload_order,
 )
@@ -121,7 +122,7 @@ class CloudStore:
     def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
         """See ``ObjectStore``. A bucket that keeps versions still has the generation when it has been replaced."""
         blob = self._blob(info.key, info.generation)
-        with self._pinned(info):
+        with pinned(info, self.uri, found="another or none"), self._translated(info.key):
             content: bytes = blob.download_as_bytes(start=start, end=end - 1, raw_download=True, **self._options)
         if len(content) != end - start:
             raise StorageUnavailableError(
@@ -164,7 +165,7 @@ class CloudStore:
         """See ``ObjectStore``. In parallel and checked, as ``download_directory``."""
 
         def download(info: ObjectInfo) -> None:
-            with self._pinned(info):
+            with pinned(info, self.uri, found="another or none"):
                 self._download(info.key, local_dir / info.key, info.generation)
 
         _in_parallel(download, infos)
@@ -203,14 +204,6 @@ class CloudStore:
 
     def _blob(self, key: str, generation: int | None = None) -> Any:
         return self._bucket().blob(self._prefix + safe_key(key, uri=self.uri), generation=generation)
-
-    @contextmanager
-    def _pinned(self, info: ObjectInfo) -> Iterator[None]:
-        try:
-            with self._translated(info.key):
-                yield
-        except NotFoundError:
-            raise generation_mismatch(info.key, self.uri, info.generation, "another or none") from None
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -197,7 +197,7 @@ class LocalStore:
 
     def read_range(self, info: ObjectInfo, start: int, end: int) -> bytes:
         """See ``ObjectStore``."""
-        with self._pinned(info), self._path(info.key).open("rb") as file:
+        with pinned(info, self.uri, found="none"), self._translated(info.key), self._path(info.key).open("rb") as file:
             _check_generation(info, os.fstat(file.fileno()).st_mtime_ns, self.uri)
             file.seek(start)
             return file.read(end - start)
@@ -229,7 +229,7 @@ class LocalStore:
     def download_files(self, infos: Sequence[ObjectInfo], local_dir: Path) -> None:
         """See ``ObjectStore``."""
         for info in infos:
-            with self._pinned(info):
+            with pinned(info, self.uri, found="none"), self._translated(info.key):
                 self._download(info.key, local_dir / info.key)
                 _check_generation(info, self._path(info.key).stat().st_mtime_ns, self.uri)
 
@@ -287,14 +287,6 @@ class LocalStore:
             lock.release()
 
     @contextmanager
-    def _pinned(self, info: ObjectInfo) -> Iterator[None]:
-        try:
-            with self._translated(info.key):
-                yield
-        except NotFoundError:
-            raise generation_mismatch(info.key, self.uri, info.generation, "none") from None
-
-    @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -302,6 +294,15 @@ class LocalStore:
             raise NotFoundError(f"expected an object {key} in {self.uri}, found none") from None
         except OSError as error:
             raise StorageUnavailableError(f"expected to reach {key or 'files'} in {self.uri}, found: {error}") from None
+
+
+@contextmanager
+def pinned(info: ObjectInfo, uri: str, *, found: str) -> Iterator[None]:
+    """An object that is not there under its generation was replaced: ``NotFoundError`` as ``generation_mismatch``."""
+    try:
+        yield
+    except NotFoundError:
+        raise generation_mismatch(info.key, uri, info.generation, found) from None
 
 
 def _check_generation(info: ObjectInfo, found: int, uri: str) -> None:
