@@ -23,8 +23,8 @@ class Footprint:
     """Bytes. ``peak`` is above ``fixed``, what Python and its libraries took before; the rest is what must be held.
 
     ``tables`` are the features as opened (on a GPU: the catalogue on it), ``parameters`` those that are trained,
-    ``optimizer_state`` includes a moving average of the weights, ``batch`` is one step's input with the activations
-    that its backward pass needs.
+    ``optimizer_state`` includes a moving average of the weights, ``batch`` is one step's input, on a CPU with the
+    activations that its backward pass needs.
     """
 
     fixed: int
@@ -70,7 +70,7 @@ class MemoryMeter:
 
     @contextmanager
     def first_step(self, batch: object, tables: object, parameters: object) -> Iterator[None]:
-        """Around a training step: the first one's batch and activations are weighed."""
+        """Around a training step: the first one's batch is weighed, on a CPU with its activations."""
         if self._batch is not None or self.device.type == "cuda":
             self._batch = self._batch or held_bytes(batch)
             yield
