@@ -42,7 +42,7 @@ def test_a_known_users_part_gives_the_inputs_of_that_users_events(retriever: Ret
 
 
 def test_rows_of_the_users_table_are_found_by_id_and_null_where_there_is_none() -> None:
-    users = pa.table({"user_id": ["b", "a"], "age": [2, 1]})
+    users = pa.table({"user_id": ["b", "a", "b"], "age": [2, 1, 3]})  # of a user's several rows the first
     table = pa.table({"user_id": ["a"], "event_time": [1], "event_id": ["e"]})
     known = UserEvents.of_table(table, users)
     assert known.user_rows(["a", "x", "b", "a"])["age"].to_pylist() == [1, None, 2, 1]

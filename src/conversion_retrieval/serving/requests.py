@@ -57,8 +57,11 @@ class UserEvents:
         lengths = [np.diff(run.run_ends.to_numpy().astype(np.int64), prepend=0) for run in _chunks(runs)]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
         positions = {user_id: row for row, user_id in enumerate(ids)}
-        rows = {} if users is None else {user_id: row for row, user_id in enumerate(users["user_id"].to_pylist())}
-        return cls(user_ids=ids, offsets=offsets, table=events, users=users, positions=positions, user_positions=rows)
+        rows = () if users is None else enumerate(users["user_id"].to_pylist())
+        first_rows = {user_id: row for row, user_id in reversed([*rows])}
+        return cls(
+            user_ids=ids, offsets=offsets, table=events, users=users, positions=positions, user_positions=first_rows
+        )
 
     def of_users(self, user_ids: Sequence[str]) -> "UserEvents":
         """The events of these users, in this order; a user without events has none."""
