@@ -218,6 +218,8 @@ def print_memory_apart(*arguments: Any) -> None:
     process = multiprocessing.get_context("spawn").Process(target=print_memory, args=arguments)
     process.start()
     process.join()
+    if process.exitcode:
+        raise SystemExit(f"expected the memory of {arguments} to be measured, found exit code {process.exitcode}")
 
 
 def main() -> None:

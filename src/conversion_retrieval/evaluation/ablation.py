@@ -4,6 +4,7 @@ Every (variant, seed) is an artifact of its own, so a stopped run continues wher
 side by side; ``compare_variants`` needs only those artifacts.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval, crossed_recalls, percentile_interval
 from conversion_retrieval.evaluation.jobs import Job, run_jobs
 from conversion_retrieval.evaluation.variants import DEFAULT, reference_of, select_variants, variant_config
+from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.progress import say
 
 KS: Final = (100, 1000)
@@ -237,7 +239,8 @@ def _conversions(path: Path) -> pa.Table:
 
 def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
     """Refuse to mix the results of two configurations or data sets in one directory."""
-    claim = {"data_uri": data_uri, "config_digest": config_digest(config), "config": config_values(config)}
+    asked = dataclasses.replace(config, features=_wherever_computed(config.features))
+    claim = {"data_uri": data_uri, "config_digest": config_digest(asked), "config": config_values(asked)}
     path = output_dir / "request.json"
     if not path.exists():
         contracts.write_json(path, claim)
@@ -269,9 +272,14 @@ def _features(snapshot_dir: Path, features_root_dir: Path, config: PipelineConfi
     """Features of these labels, split and feature settings, built once for all variants that agree on them."""
     from conversion_retrieval.features.build import build_features
 
-    parts = (config.labels, config.split, config.features)
+    parts = (config.labels, config.split, _wherever_computed(config.features))
     digest = contracts.content_digest({type(part).__name__: config_digest(part) for part in parts})[:12]
     features_dir, spec_dir = features_root_dir / digest / "features", features_root_dir / digest / "spec"
     if not (is_complete(features_dir, "features") and is_complete(spec_dir, "spec")):
         build_features(snapshot_dir=snapshot_dir, features_dir=features_dir, spec_dir=spec_dir, config=config)
     return features_dir, spec_dir
+
+
+def _wherever_computed(features: FeatureConfig) -> FeatureConfig:
+    """The settings that decide what is computed: threads and Dask make the same bytes."""
+    return dataclasses.replace(features, use_dask=False, dask_address="", shared_dir="")

@@ -36,7 +36,7 @@ class Choices:
 
 
 def start_popularity(bias: PopularityBias, dataset: FeatureDataset, *, seed: int) -> None:
-    """Fit to conversions, or to engagements where no conversion trains; zero weights where nothing does."""
+    """Fit to conversions, or to engagements where there are none; zero weights where there is neither."""
     choices = _choices(dataset, np.random.default_rng(seed))
     weights = conditional_logit(choices, len(dataset.spec.item_performance))
     bias.start(torch.from_numpy(weights))
