@@ -38,7 +38,7 @@ from conversion_retrieval.training.checkpoint import Checkpoints
 from conversion_retrieval.training.examples import batch_order
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.memory import MemoryMeter
-from conversion_retrieval.training.prefetch import prefetch
+from conversion_retrieval.training.prefetch import prefetch, prefetch_depth
 from conversion_retrieval.training.stage import make_trainer
 from tests.training.separable import SeparableWorld, separable_world
 
@@ -97,7 +97,7 @@ class Ours:
     def run_epoch(self) -> int:
         """Train; returns the number of examples."""
         examples = 0
-        for batch in prefetch(self.build, self.places()):
+        for batch in prefetch(self.build, self.places(), depth=prefetch_depth(self.trainer.learner.device)):
             self.trainer.learner.learn(batch, 100)
             examples += batch.num_queries
         return examples

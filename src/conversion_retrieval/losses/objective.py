@@ -69,13 +69,13 @@ class Objective(nn.Module):
         scaled = {head: vectors / self.temperature() for head, vectors in queries.items()}
         sums = {}
         for head, tasks in _tasks_by_head(queries, labels).items():
-            rows = scaled[head] if labels.row_query is None else scaled[head][labels.row_query]
+            rows = scaled[head] if labels.row_query is None else scaled[head].index_select(0, labels.row_query)
             log_z = self._item_partition(rows, items[head], labels)
             for task in tasks:
                 sums[task] = positives_loss(rows, items[head], log_z, labels.positives[task])
         if labels.advertisers is not None:
             head = _head(queries, CONVERSION)
-            rows = scaled[head] if labels.row_query is None else scaled[head][labels.row_query]
+            rows = scaled[head] if labels.row_query is None else scaled[head].index_select(0, labels.row_query)
             sums[ADVERTISER] = self._advertiser_loss(rows, items[head], labels, renormalize)
         return self._combined(sums, labels)
 
@@ -115,7 +115,7 @@ def positives_loss(rows: Tensor, candidates: Tensor, log_z: Tensor, positives: P
     """Weighted sum of ``-log softmax`` of the positives, each against its row's negatives: a scalar."""
     chosen = functional.embedding(positives.candidate, candidates)
     scores = (functional.embedding(positives.row, rows) * chosen).sum(-1)
-    return (positives.weight * functional.softplus(log_z[positives.row] - scores)).sum()
+    return (positives.weight * functional.softplus(log_z.gather(0, positives.row) - scores)).sum()
 
 
 def _tasks_by_head(heads: Mapping[str, Tensor], labels: Labels) -> dict[str, list[str]]:

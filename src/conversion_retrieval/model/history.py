@@ -47,7 +47,7 @@ def decayed_weights(queries: QueryInputs, log_action: Tensor, half_life_days: Te
     """[B, L, H] weights ``exp(log_action[action]) * 2 ** (-age / half_life)``, zero in padding."""
     action = queries.history_action
     decay = torch.exp2(-queries.history_age_days.clamp(min=0).unsqueeze(-1) / half_life_days)
-    weights: Tensor = decay * (log_action[action].exp() * (action > 0)).unsqueeze(-1)
+    weights: Tensor = decay * gather_rows(log_action.exp().unsqueeze(1), action) * (action > 0).unsqueeze(-1)
     return weights
 
 

@@ -18,7 +18,7 @@ from conversion_retrieval.training.distributed import any_process, sum_numbers
 from conversion_retrieval.training.examples import Indices, batch_order, num_batches
 from conversion_retrieval.training.interruption import Interrupted, StopRequest, stop_on_sigterm
 from conversion_retrieval.training.memory import Footprint, MemoryMeter
-from conversion_retrieval.training.prefetch import prefetch
+from conversion_retrieval.training.prefetch import prefetch, prefetch_depth
 from conversion_retrieval.training.recorder import Recorder
 from conversion_retrieval.training.step import DivergedError, Learner
 from conversion_retrieval.training.validation import Validator
@@ -76,10 +76,15 @@ class Trainer:
         return exhausted or self.position.step >= self.learner.optimizer.total_steps
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches from the current position on, made ahead in a thread."""
+        """Batches from the current position on, made ahead where the device leaves the time."""
         if self._done:
             return iter(())
-        return prefetch(lambda place: self.builder.build(*place[2:], epoch=place[0], index=place[1]), self._places())
+        depth = prefetch_depth(self.learner.device)
+        return prefetch(self._build, self._places(), depth=depth)
+
+    def _build(self, place: tuple[int, int, int, Indices]) -> Batch:
+        epoch, index, snapshot, rows = place
+        return self.builder.build(snapshot, rows, epoch=epoch, index=index)
 
     def _places(self) -> Iterator[tuple[int, int, int, Indices]]:
         """(epoch, index, snapshot, rows) of the batches to come."""
