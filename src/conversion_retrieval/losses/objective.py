@@ -66,18 +66,21 @@ class Objective(nn.Module):
         renormalize: Renormalize,
     ) -> LossValues:
         """``queries`` [B, D] and ``items`` [M, D] are vectors by head; heads are ``unified`` or named after tasks."""
-        scaled = {head: vectors / self.temperature() for head, vectors in queries.items()}
+        rows = {head: self._rows(vectors, labels) for head, vectors in queries.items()}
         sums = {}
         for head, tasks in _tasks_by_head(queries, labels).items():
-            rows = scaled[head] if labels.row_query is None else scaled[head].index_select(0, labels.row_query)
-            log_z = self._item_partition(rows, items[head], labels)
+            log_z = self._item_partition(rows[head], items[head], labels)
             for task in tasks:
-                sums[task] = positives_loss(rows, items[head], log_z, labels.positives[task])
+                sums[task] = positives_loss(rows[head], items[head], log_z, labels.positives[task])
         if labels.advertisers is not None:
             head = _head(queries, CONVERSION)
-            rows = scaled[head] if labels.row_query is None else scaled[head].index_select(0, labels.row_query)
-            sums[ADVERTISER] = self._advertiser_loss(rows, items[head], labels, renormalize)
+            sums[ADVERTISER] = self._advertiser_loss(rows[head], items[head], labels, renormalize)
         return self._combined(sums, labels)
+
+    def _rows(self, queries: Tensor, labels: Labels) -> Tensor:
+        """The scaled query vector of each row of the softmax, [R, D]."""
+        scaled: Tensor = queries / self.temperature()
+        return scaled if labels.row_query is None else scaled.index_select(0, labels.row_query)
 
     def _item_partition(self, rows: Tensor, items: Tensor, labels: Labels) -> Tensor:
         log_z = partition(rows, items, labels.items)
