@@ -248,8 +248,9 @@ class _Sliding:
     def _values(self, time: int) -> NDArray[np.float32]:
         columns = [window[t] for t in self._columns.types for window in self._windows]
         columns += list(self._decayed)
-        moments = (self._appeared, self._last, self._first) if self._columns.converted else (self._appeared,)
-        columns += [np.where(np.isinf(moment), 0, (time - moment) / DAY) for moment in moments]
+        moments = {"item_age": self._appeared, "conversion_recency": self._last, "conversion_age": self._first}
+        for moment in (moments[name] for name in self._columns.ages):
+            columns.append(np.where(np.isinf(moment), 0, (time - moment) / DAY))
         columns += [self._rate(name) for name in self._columns.priors]
         for row, column in enumerate(columns):
             self._buffer[row] = column
