@@ -25,7 +25,7 @@ def make(encoder: str, **options: object) -> torch.nn.Module:
 
 def encode(module: torch.nn.Module, inputs: QueryInputs) -> torch.Tensor:
     table = torch.randn(NUM_ITEMS + 1, DIM, generator=torch.Generator().manual_seed(0))
-    return module(inputs, table[inputs.history_item])
+    return module(inputs, table)
 
 
 def padded(inputs: QueryInputs, columns: int) -> QueryInputs:
@@ -94,10 +94,11 @@ def test_recency_means_follow_the_half_life_by_hand():
     module = RecencyMeans(HistoryConfig(encoder="recency_mean", half_life_days=(2.0,)), 1, actions=6)
     inputs = dataclasses.replace(
         queries(query_arrays(batch=2, length=2)),
+        history_item=torch.tensor([[0, 1], [2, 3]]),
         history_action=torch.tensor([[1, 1], [0, 1]]),
         history_age_days=torch.tensor([[2.0, 0.0], [0.0, 5.0]]),
     )
-    items = torch.tensor([[[4.0], [1.0]], [[9.0], [3.0]]])
+    items = torch.tensor([[4.0], [1.0], [9.0], [3.0]])
     # Weights 1/2 and 1: (2 + 1) / 1.5 = 2; a single event counts fully however old it is.
     torch.testing.assert_close(module(inputs, items), torch.tensor([[2.0], [3.0]]))
 
@@ -108,10 +109,10 @@ def test_summary_mixes_half_lives_in_the_space_of_the_items():
         queries(query_arrays(batch=1, length=2)),
         history_action=torch.tensor([[1, 1]]),
         history_age_days=torch.tensor([[2.0, 0.0]]),
-        history_item=torch.zeros(1, 2, dtype=torch.int64),
+        history_item=torch.tensor([[0, 1]]),
     )
     # Half the mean with weights 1/2, 1 (= 2) and half the plain mean (= 2.5).
-    torch.testing.assert_close(module(inputs, torch.tensor([[[4.0], [1.0]]])), torch.tensor([[2.25]]))
+    torch.testing.assert_close(module(inputs, torch.tensor([[4.0], [1.0]])), torch.tensor([[2.25]]))
 
 
 def test_attention_agrees_with_torchs_own():

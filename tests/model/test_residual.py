@@ -26,13 +26,13 @@ def item_embeddings():
 
 def encode(made, inputs):
     embedded = item_embeddings()
-    return made(inputs, embedded[inputs.history_item], embedded[inputs.context_item], NUM_ITEMS)
+    return made(inputs, embedded, embedded[inputs.context_item])
 
 
 def test_parts_are_added_with_the_weights_of_the_querys_surface():
     """Oracle: the weighted sum, a query at a time."""
     made, inputs, embedded = residual(), queries(), item_embeddings()
-    summary = made.summary(inputs, embedded[inputs.history_item])
+    summary = made.summary(inputs, embedded)
     for q, found in enumerate(encode(made, inputs)):
         subject, history, context = made.log_weights[inputs.surface[q]].exp()
         item = int(inputs.context_item[q])
@@ -46,7 +46,7 @@ def test_a_query_without_a_subject_gets_nothing_from_the_unknown_item():
     made, inputs, embedded = residual(), queries(), item_embeddings()
     inputs.context_item.fill_(NUM_ITEMS)
     before = encode(made, inputs)
-    moved = made(inputs, embedded[inputs.history_item], embedded[inputs.context_item] + 7, NUM_ITEMS)
+    moved = made(inputs, embedded, embedded[inputs.context_item] + 7)
     assert torch.equal(before, moved)
 
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up
 from conversion_retrieval.losses.partition import Pairs
 
 
@@ -18,8 +18,8 @@ def add_hard_negatives(log_z: Tensor, rows: Tensor, items: Tensor, hard: Pairs, 
     """
     if weight == 0 or len(hard.row) == 0:
         return log_z
-    chosen = functional.embedding(hard.candidate, items)
-    scores = (functional.embedding(hard.row, rows) * chosen).sum(-1) + math.log(weight)
+    chosen = look_up(items, hard.candidate)
+    scores = (look_up(rows, hard.row) * chosen).sum(-1) + math.log(weight)
     highest = log_z.detach().scatter_reduce(0, hard.row, scores.detach(), "amax")
     highest = highest.clamp(min=torch.finfo(torch.float32).min)
     total = (log_z - highest).exp().index_add(0, hard.row, (scores - highest[hard.row]).exp())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up
 from conversion_retrieval.losses.advertiser import Renormalize, advertiser_means
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.hard import add_hard_negatives
@@ -116,8 +117,8 @@ def partition(rows: Tensor, candidates: Tensor, contrast: Contrast) -> Tensor:
 
 def positives_loss(rows: Tensor, candidates: Tensor, log_z: Tensor, positives: Positives) -> Tensor:
     """Weighted sum of ``-log softmax`` of the positives, each against its row's negatives: a scalar."""
-    chosen = functional.embedding(positives.candidate, candidates)
-    scores = (functional.embedding(positives.row, rows) * chosen).sum(-1)
+    chosen = look_up(candidates, positives.candidate)
+    scores = (look_up(rows, positives.row) * chosen).sum(-1)
     return (positives.weight * functional.softplus(log_z.gather(0, positives.row) - scores)).sum()
 
 

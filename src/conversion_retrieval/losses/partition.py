@@ -1,7 +1,8 @@
 """The log of a softmax's denominator over many candidates, without ever holding the scores of all of them.
 
 Scores are recomputed in the backward pass, block by block, so memory is one block whatever the catalogue's size
-(the idea of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867, applied to the candidates' axis).
+(the idea of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867, applied to the candidates' axis). Where all
+candidates fit into one block, it is kept instead.
 """
 
 from dataclasses import dataclass
@@ -40,10 +41,33 @@ def log_partition(
         none = torch.empty(0, dtype=torch.int64, device=rows.device)
         excluded = Pairs(row=none, candidate=none)
     block = block or max(256, BLOCK_BYTES[rows.device.type] // (4 * max(len(rows), 1)))
-    result: Tensor = _LogPartition.apply(  # type: ignore[no-untyped-call]  # torch declares it so
+    function = _LogPartitionOfOneBlock if 0 < len(candidates) <= block else _LogPartition
+    result: Tensor = function.apply(  # type: ignore[no-untyped-call]  # torch declares it so
         rows.float(), candidates.float(), offsets, excluded, block
     )
     return result
+
+
+class _LogPartitionOfOneBlock(torch.autograd.Function):
+    """Keeps ``e = exp(scores - highest)``, of which the softmax is a row's share: no second pass over the scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, candidates: Tensor, offsets: Tensor | None, excluded: Pairs, block: int
+    ) -> Tensor:
+        ((_, scores),) = _blocks(rows, candidates, offsets, excluded, block)
+        highest = scores.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+        total = scores.sub_(highest).exp_().sum(1, keepdim=True)
+        ctx.save_for_backward(rows, candidates, scores, total)
+        log_total: Tensor = (total.log() + highest).squeeze(1)
+        return log_total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        rows, candidates, scores, total = ctx.saved_tensors
+        # Scaling the narrow matrices by a row's gradient and total is cheaper than scaling every score.
+        scale = torch.where(total > 0, gradient.unsqueeze(1) / total, 0.0)
+        return (scores @ candidates) * scale, scores.T @ (rows * scale), None, None, None
 
 
 class _LogPartition(torch.autograd.Function):

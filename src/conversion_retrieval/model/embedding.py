@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up
 from conversion_retrieval.model.config import ModelConfig
 from conversion_retrieval.model.inputs import EntityInputs
 from conversion_retrieval.model.sizes import EntitySizes
@@ -15,6 +15,12 @@ HASH_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77)
 
 # Content says what an item is before anything is learned; an id of the same length would start as that much noise.
 ID_SCALE_BESIDE_CONTENT = 0.1
+
+
+def table_rows(table: nn.Embedding, codes: Tensor) -> Tensor:
+    """Rows of a table; a sparse one's gradient holds those rows alone."""
+    found: Tensor = table(codes) if table.sparse else look_up(table.weight, codes)
+    return found
 
 
 class CategoricalEmbedding(nn.Module):
@@ -31,8 +37,7 @@ class CategoricalEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Look up ``codes`` [M, K]."""
-        found: Tensor = self.table(codes + self.offsets)
-        return found
+        return table_rows(self.table, codes + self.offsets)
 
 
 class IdEmbedding(nn.Module):
@@ -54,8 +59,7 @@ class IdEmbedding(nn.Module):
 
     def look_up(self, codes: Tensor) -> Tensor:
         """The rows of ``codes``."""
-        found: Tensor = self.table(codes)
-        return found
+        return table_rows(self.table, codes)
 
 
 class HashedIdEmbedding(IdEmbedding):
@@ -69,7 +73,8 @@ class HashedIdEmbedding(IdEmbedding):
 
     def look_up(self, codes: Tensor) -> Tensor:
         """The sum of each code's two rows."""
-        return sum((self.table(self._bucket(codes, multiplier)) for multiplier in HASH_MULTIPLIERS), torch.zeros(()))
+        rows = (table_rows(self.table, self._bucket(codes, multiplier)) for multiplier in HASH_MULTIPLIERS)
+        return sum(rows, torch.zeros(()))
 
     def _bucket(self, codes: Tensor, multiplier: int) -> Tensor:
         mixed = (codes * multiplier) & 0xFFFFFFFF
@@ -165,8 +170,3 @@ class _UnitLength(torch.autograd.Function):
         scaled, inverse = ctx.saved_tensors
         along = torch.einsum("...d,...d->...", scaled, gradient).unsqueeze(-1)
         return torch.addcmul(gradient, scaled, along, value=-1).mul_(inverse)
-
-
-def gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """``table[index]`` with the fast backward pass of an embedding look-up."""
-    return functional.embedding(index, table)

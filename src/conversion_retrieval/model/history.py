@@ -1,7 +1,7 @@
 """Encoders of a user's recent events: item, action, surface and recency.
 
-All read ``items`` [B, L, dim], the embeddings of the events' items, and never see padding: adding or removing it
-leaves every query vector as it is. A user without events gets a learned default.
+All read ``embedded`` [I + 1, dim], the embeddings of the items that ``queries.history_item`` names, and never see
+padding: adding or removing it leaves every query vector as it is. A user without events gets a learned default.
 """
 
 import math
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up, look_up_sums
 from conversion_retrieval.model.attention import attend_fixed
 from conversion_retrieval.model.config import HistoryConfig
-from conversion_retrieval.model.embedding import gather_rows
 from conversion_retrieval.model.inputs import QueryInputs
 
 RECENCY_BUCKETS = 16
 
 
 class HistoryEncoder(nn.Module):
-    """[B] queries with [B, L, dim] item embeddings -> [B, ``output_dim``]."""
+    """[B] queries with [I + 1, dim] item embeddings -> [B, ``output_dim``]."""
 
     output_dim: int
 
@@ -38,17 +38,17 @@ class NoHistory(HistoryEncoder):
 
     output_dim = 0
 
-    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+    def forward(self, queries: QueryInputs, embedded: Tensor) -> Tensor:
         """Nothing: [B, 0]."""
-        return items.new_zeros(len(queries), 0)
+        return embedded.new_zeros(len(queries), 0)
 
 
-def decayed_weights(queries: QueryInputs, log_action: Tensor, half_life_days: Tensor) -> Tensor:
-    """[B, L, H] weights ``exp(log_action[action]) * 2 ** (-age / half_life)``, zero in padding."""
+def decayed_shares(queries: QueryInputs, log_action: Tensor, half_life_days: Tensor) -> Tensor:
+    """[B, L, H]: ``exp(log_action[action]) * 2 ** (-age / half_life)``, zero in padding; over L they add up to 1."""
     action = queries.history_action
     decay = torch.exp2(-queries.history_age_days.clamp(min=0).unsqueeze(-1) / half_life_days)
-    weights: Tensor = decay * gather_rows(log_action.exp().unsqueeze(1), action) * (action > 0).unsqueeze(-1)
-    return weights
+    weights: Tensor = decay * look_up(log_action.exp().unsqueeze(1), action) * (action > 0).unsqueeze(-1)
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
 class RecencyMeans(HistoryEncoder):
@@ -63,11 +63,12 @@ class RecencyMeans(HistoryEncoder):
         self.empty = nn.Parameter(torch.zeros(self.output_dim))
         self.register_buffer("half_life_days", torch.tensor(config.half_life_days), persistent=False)
 
-    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+    def forward(self, queries: QueryInputs, embedded: Tensor) -> Tensor:
         """Average the items of each history."""
-        weights = decayed_weights(queries, self.log_action, self.half_life_days)
-        means = torch.einsum("blh,bld->bhd", weights, items) / weights.sum(1).clamp(min=1e-6).unsqueeze(-1)
-        return or_default(means.flatten(1), queries, self.empty)
+        shares = decayed_shares(queries, self.log_action, self.half_life_days).transpose(1, 2)  # [B, H, L]
+        items = queries.history_item.unsqueeze(1).expand(shares.shape)
+        means = look_up_sums(embedded, items.flatten(0, 1), shares.flatten(0, 1))
+        return or_default(means.view(len(queries), -1), queries, self.empty)
 
 
 class HistorySummary(nn.Module):
@@ -85,12 +86,10 @@ class HistorySummary(nn.Module):
         self.empty = nn.Parameter(torch.zeros(dim))
         self.register_buffer("half_life_days", torch.tensor(config.half_life_days), persistent=False)
 
-    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+    def forward(self, queries: QueryInputs, embedded: Tensor) -> Tensor:
         """Average the items of each history."""
-        weights = decayed_weights(queries, self.log_action, self.half_life_days)
-        shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-        mixed = shares @ self.mixture.softmax(0)
-        return or_default(torch.bmm(mixed.unsqueeze(1), items).squeeze(1), queries, self.empty)
+        mixed = decayed_shares(queries, self.log_action, self.half_life_days) @ self.mixture.softmax(0)
+        return or_default(look_up_sums(embedded, queries.history_item, mixed), queries, self.empty)
 
 
 def or_default(encoded: Tensor, queries: QueryInputs, default: Tensor) -> Tensor:
@@ -111,12 +110,14 @@ class EventEmbedding(nn.Module):
         self.surface = nn.Parameter(torch.randn(1, surfaces, 1, dim) * dim**-0.5)
         self.recency = nn.Parameter(torch.randn(1, 1, RECENCY_BUCKETS, dim) * dim**-0.5)
 
-    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+    def forward(self, queries: QueryInputs, embedded: Tensor) -> Tensor:
         """Embed the events."""
         surfaces = self.surface.shape[1]
         kind = (queries.history_action * surfaces + queries.history_surface) * RECENCY_BUCKETS
         table = (self.action + self.surface + self.recency).flatten(0, 2)
-        return gather_rows(table, kind + recency_bucket(queries.history_age_days)).add_(items)
+        return look_up(table, kind + recency_bucket(queries.history_age_days)).add_(
+            look_up(embedded, queries.history_item)
+        )
 
 
 def recency_bucket(age_days: Tensor) -> Tensor:
@@ -141,11 +142,11 @@ class TransformerHistory(HistoryEncoder):
         self.layers = nn.ModuleList(AttentionLayer(dim, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, queries: QueryInputs, items: Tensor) -> Tensor:
+    def forward(self, queries: QueryInputs, embedded: Tensor) -> Tensor:
         """Encode the histories."""
-        if not items.shape[1]:
+        if not queries.history_item.shape[1]:
             return self.empty.expand(len(queries), -1)
-        tokens, visible = self.events(queries, items), queries.history_action > 0
+        tokens, visible = self.events(queries, embedded), queries.history_action > 0
         for layer in self.layers[:-1]:
             tokens = layer(tokens, tokens, visible)
         encoded: Tensor = self.norm(self.layers[-1](self.summary.expand(1, 1, -1), tokens, visible)).squeeze(1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up, look_up_sums
 from conversion_retrieval.model.config import ModelConfig
-from conversion_retrieval.model.embedding import gather_rows
 from conversion_retrieval.model.inputs import QueryInputs
 
 
@@ -30,7 +30,7 @@ class Memory(nn.Module):
 
     def items(self, id_code: Tensor) -> Tensor:
         """[M] id codes -> [M, memory_dim]; zero for an id unseen in training."""
-        return gather_rows(self.factors, id_code)
+        return look_up(self.factors, id_code)
 
     def queries(self, queries: QueryInputs, id_code: Tensor) -> Tensor:
         """[B] queries -> [B, memory_dim]; ``id_code`` [I + 1] of the items that histories refer to.
@@ -49,8 +49,7 @@ class Memory(nn.Module):
         counts = torch.zeros_like(decayed).scatter_add(1, run, decayed)
         items = torch.zeros_like(codes).scatter(1, run, codes)
         shares = unit_rows(counts.log1p() * (items > 0))
-        vectors: Tensor = functional.embedding_bag(items, self.factors, per_sample_weights=shares, mode="sum")
-        return self.weight * vectors
+        return self.weight * look_up_sums(self.factors, items, shares)
 
 
 def unit_rows(values: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from conversion_retrieval.lookup import look_up
 from conversion_retrieval.model.config import ModelConfig
-from conversion_retrieval.model.embedding import gather_rows
 from conversion_retrieval.model.history import HistorySummary
 from conversion_retrieval.model.inputs import QueryInputs
 from conversion_retrieval.model.sizes import InputSizes
@@ -26,19 +26,20 @@ class QueryResidual(nn.Module):
             nn.init.zeros_(self.context.weight)
         self.log_weights = nn.Parameter(torch.zeros(sizes.surfaces, 3))
 
-    def forward(self, queries: QueryInputs, history: Tensor, subject: Tensor, unknown: int) -> Tensor:
-        """``history`` [B, L, dim] and ``subject`` [B, dim] are item embeddings; ``unknown`` is the unknown item's row.
+    def forward(self, queries: QueryInputs, embedded: Tensor, subject: Tensor) -> Tensor:
+        """``embedded`` [I + 1, dim] embeds items, the unknown one last; ``subject`` [B, dim] are the subjects'.
 
         A query without a subject, or with an unknown one, gets nothing from it.
         """
+        unknown = len(embedded) - 1
         subject_weight, history_weight, context_weight = self._weights(queries)
         total = subject * (subject_weight * (queries.context_item != unknown).unsqueeze(1))
         if self.summary is not None:
-            total = total + history_weight * self.summary(queries, history)
+            total = total + history_weight * self.summary(queries, embedded)
         if self.context is not None:
             total = total + context_weight * self.context(queries.context_embedding)
         return total
 
     def _weights(self, queries: QueryInputs) -> tuple[Tensor, ...]:
         """Three weights [B, 1]."""
-        return gather_rows(self.log_weights, queries.surface).exp().unsqueeze(-1).unbind(1)
+        return look_up(self.log_weights, queries.surface).exp().unsqueeze(-1).unbind(1)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from conversion_retrieval.lookup import look_up
 from conversion_retrieval.model.config import ModelConfig
 from conversion_retrieval.model.embedding import (
     CategoricalEmbedding,
     ColumnEncoder,
     ItemEmbedding,
-    gather_rows,
     unit_length,
 )
 from conversion_retrieval.model.history import history_encoder
@@ -130,11 +130,9 @@ class QueryTower(nn.Module):
 
     def forward(self, queries: QueryInputs, preferences: Tensor, embedded: Tensor) -> dict[str, Tensor]:
         """A vector a head; ``embedded`` [I + 1, embedding_dim]: the items referred to, the unknown item last."""
-        history = gather_rows(embedded, queries.history_item)
-        subject = gather_rows(embedded, queries.context_item)
-        hidden = self.body(torch.cat([preferences, subject, self.history(queries, history)], dim=1))
-        unknown = len(embedded) - 1
-        residual = None if self.residual is None else self.residual(queries, history, subject, unknown)
+        subject = look_up(embedded, queries.context_item)
+        hidden = self.body(torch.cat([preferences, subject, self.history(queries, embedded)], dim=1))
+        residual = None if self.residual is None else self.residual(queries, embedded, subject)
         vectors: dict[str, Tensor] = self.heads(hidden, residual)
         return vectors
 

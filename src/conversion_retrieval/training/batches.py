@@ -87,25 +87,25 @@ class BatchBuilder:
     def _entities(self, pool: Pool, arrays: QueryArrays) -> tuple[EntityInputs, QueryInputs]:
         if self.full:
             return self.catalogue, QueryInputs.of(arrays, self.dataset.num_items, self.device)
-        rows, compact = referenced_items(arrays)
+        rows, compact = referenced_items(arrays, self.dataset.num_items)
         index = np.concatenate([pool.items, rows, [self.dataset.num_items]])
         entities = self.catalogue.rows(as_tensor(index, self.device, torch.int64))
         return entities, QueryInputs.of(compact, len(rows), self.device)
 
 
-def referenced_items(arrays: QueryArrays) -> tuple[Indices, QueryArrays]:
+def referenced_items(arrays: QueryArrays, num_items: int) -> tuple[Indices, QueryArrays]:
     """The distinct items of contexts and histories, and the arrays with rows of that list instead."""
-    values = np.concatenate([arrays.context_item, arrays.history_item.ravel()])
-    rows, inverse = np.unique(values, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    if len(rows) and rows[0] < 0:
-        rows, inverse = rows[1:], inverse - 1
-    count = len(arrays)
+    there = np.zeros(num_items + 1, bool)  # the last is the unknown item, -1
+    there[arrays.context_item] = True
+    there[arrays.history_item] = True
+    rows = np.flatnonzero(there[:-1])
+    number = np.full(num_items + 1, -1)
+    number[rows] = np.arange(len(rows))
     compact = QueryArrays(
         **{
             **vars(arrays),
-            "context_item": inverse[:count],
-            "history_item": inverse[count:].reshape(arrays.history_item.shape),
+            "context_item": number[arrays.context_item],
+            "history_item": number[arrays.history_item],
         }
     )
     return rows, compact
