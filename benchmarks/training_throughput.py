@@ -61,7 +61,7 @@ def world(users: int, *, num_groups: int = 2000) -> SeparableWorld:
     )
 
 
-def our_config(batch_size: int, precision: str, *, dssm: bool) -> PipelineConfig:
+def our_config(batch_size: int, precision: str, optimizer: str = "adamw", *, dssm: bool) -> PipelineConfig:
     """The shape of a DSSM, or the default architecture with the same widths."""
     tower: dict[str, Any] = {"hidden_sizes": WIDTHS}
     model: dict[str, Any] = {"embedding_dim": DIM, "feature_dim": DIM}
@@ -72,7 +72,12 @@ def our_config(batch_size: int, precision: str, *, dssm: bool) -> PipelineConfig
         {
             "model": {**model, "query_tower": tower, "item_tower": tower},
             "losses": {"softmax": "sampled", "uniform_negatives": 0, "advertiser_weight": 0},
-            "training": {"batch_size": batch_size, "device": "cpu", "precision": precision},
+            "training": {
+                "batch_size": batch_size,
+                "device": "cpu",
+                "precision": precision,
+                "optimizer": optimizer,
+            },
         }
     )
 
@@ -228,6 +233,8 @@ def main() -> None:
     parser.add_argument("--rechub", default="", help="directory that torch-rechub==0.9.0 was installed into")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--users", type=int, default=8000)
+    parser.add_argument("--items", type=int, default=20_000, help="in the catalogue, a multiple of 10")
+    parser.add_argument("--optimizer", choices=["adamw", "adamw_sparse"], default="adamw", help="of ours")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of ours")
     parser.add_argument("--threads", type=int, default=2)
@@ -236,10 +243,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for items, optimizer in MEMORY_RUNS if options.memory else ():
         print_memory_apart(items, options.batch_size, optimizer, options.threads)
-    data = world(options.users)
+    data = world(options.users, num_groups=options.items // 10)
+    ours = (options.batch_size, options.precision, options.optimizer)
     runners: dict[str, Any] = {
-        "ours, DSSM shape": Ours(data, our_config(options.batch_size, options.precision, dssm=True)),
-        "ours, default architecture": Ours(data, our_config(options.batch_size, options.precision, dssm=False)),
+        "ours, DSSM shape": Ours(data, our_config(*ours, dssm=True)),
+        "ours, default architecture": Ours(data, our_config(*ours, dssm=False)),
     }
     if options.rechub:
         sys.path.insert(0, options.rechub)
