@@ -72,12 +72,7 @@ def our_config(batch_size: int, precision: str, optimizer: str = "adamw", *, dss
         {
             "model": {**model, "query_tower": tower, "item_tower": tower},
             "losses": {"softmax": "sampled", "uniform_negatives": 0, "advertiser_weight": 0},
-            "training": {
-                "batch_size": batch_size,
-                "device": "cpu",
-                "precision": precision,
-                "optimizer": optimizer,
-            },
+            "training": {"batch_size": batch_size, "device": "cpu", "precision": precision, "optimizer": optimizer},
         }
     )
 
@@ -103,9 +98,14 @@ class Ours:
         """Train; returns the number of examples."""
         examples = 0
         for batch in prefetch(self.build, self.places(), depth=prefetch_depth(self.trainer.learner.device)):
-            self.trainer.learner.learn(batch, 100)
+            self.learn(batch)
             examples += batch.num_queries
         return examples
+
+    def learn(self, batch: Any) -> None:
+        """Take a step as the loop does, with the moving average of the weights."""
+        self.trainer.learner.learn(batch, 100)
+        self.trainer.average.update(100)
 
     def input_share(self) -> float:
         """Seconds to make a batch over seconds of a step, one after the other."""
@@ -114,7 +114,7 @@ class Ours:
             start = time.perf_counter()
             batch = self.build(place)
             middle = time.perf_counter()
-            self.trainer.learner.learn(batch, 100)
+            self.learn(batch)
             making, learning = making + middle - start, learning + time.perf_counter() - middle
         return making / (making + learning)
 

@@ -52,3 +52,11 @@ def test_a_table_that_is_not_trained_gets_no_gradient():
 def test_no_gradient_is_made_without_need():
     with torch.no_grad():
         assert not look_up_sums(table(), index(2, 4), torch.ones(2, 4)).requires_grad
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    """Numpy computes the first, so torch could not see how it depends on anything."""
+    values = table()
+    (first,) = torch.autograd.grad(look_up(values, index(4)).pow(2).sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

@@ -1,7 +1,7 @@
 """Rows of a table by index, and weighted sums of them, with fast backward passes on a CPU.
 
-What torch does there is single rows at a time: for 50,000 rows of a history its backward pass is slower than all
-matrix products of a training step. Both are products with a sparse matrix, and so are their gradients.
+Torch's backward passes add up one row at a time: for the 50,000 events of a batch's histories that takes longer than
+all matrix products of a training step. Both look-ups are products with a sparse matrix, and so are their gradients.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -47,6 +48,7 @@ class _LookUp(torch.autograd.Function):
         return functional.embedding(index, table)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         places = index.reshape(-1, 1)
@@ -63,6 +65,7 @@ class _LookUpSums(torch.autograd.Function):
         return functional.embedding_bag(index, table, per_sample_weights=weights, mode="sum")
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         table, index, weights = ctx.saved_tensors
         gradient = gradient.contiguous()
@@ -76,7 +79,7 @@ def _scatter(values: Tensor, index: Tensor, weights: Tensor, num_rows: int) -> T
     bounds = np.arange(0, index.numel() + 1, index.shape[1])
     entries = (weights.detach().reshape(-1).numpy(), index.reshape(-1).numpy(), bounds)
     matrix = csr_matrix(entries, shape=(len(index), num_rows))
-    return torch.from_numpy(matrix.T @ values.detach().numpy())
+    return torch.from_numpy(matrix.T @ values.numpy())
 
 
 def _products(values: Tensor, table: Tensor, index: Tensor) -> Tensor:
