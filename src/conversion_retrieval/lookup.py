@@ -1,7 +1,7 @@
 """Rows of a table by index, and weighted sums of them, with fast backward passes on a CPU.
 
 Torch's backward passes add up one row at a time: for the 50,000 events of a batch's histories that takes longer than
-all matrix products of a training step. Both look-ups are products with a sparse matrix, and so are their gradients.
+all matrix products of a training step. What is used instead adds up many rows at once.
 """
 
 from typing import Any
@@ -16,44 +16,22 @@ from torch.nn import functional
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]``: rows of ``table`` [N, D] at ``index`` of any shape -> [..., D]."""
-    if not _is_ours(table):
+    if table.device.type != "cpu":
         return functional.embedding(index, table)
-    found: Tensor = _LookUp.apply(table, index)  # type: ignore[no-untyped-call]  # torch declares it so
-    return found
+    # The gradient of ``index_select`` is ``index_add``, which spreads the table's rows over all cores.
+    return table.index_select(0, index.reshape(-1)).view(*index.shape, table.shape[1])
 
 
 def look_up_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """``sum_l weights[b, l] * table[index[b, l]]``: [N, D], [B, L] and [B, L] -> [B, D], never holding [B, L, D]."""
     if not index.shape[1]:
         return table.new_zeros(len(index), table.shape[1])
-    if not _is_ours(table):
+    if table.device.type != "cpu" or table.dtype != torch.float32:
         summed: Tensor = functional.embedding_bag(index, table, per_sample_weights=weights.to(table.dtype), mode="sum")
         return summed
     with torch.autocast("cpu", enabled=False):
         found: Tensor = _LookUpSums.apply(table, index, weights.float())  # type: ignore[no-untyped-call]  # as above
     return found
-
-
-def _is_ours(table: Tensor) -> bool:
-    return table.device.type == "cpu" and table.dtype == torch.float32
-
-
-class _LookUp(torch.autograd.Function):
-    """The gradient of a row is the sum over its places in ``index``."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.num_rows = len(table)
-        return functional.embedding(index, table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        places = index.reshape(-1, 1)
-        rows = gradient.reshape(len(places), gradient.shape[-1])
-        return _scatter(rows, places, torch.ones(places.shape), ctx.num_rows), None
 
 
 class _LookUpSums(torch.autograd.Function):
