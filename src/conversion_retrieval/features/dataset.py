@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import read_manifest
@@ -97,6 +98,24 @@ class Events:
         """No users."""
         kinds = {"item": np.int32, "action": np.int8, "surface": np.int16, "time": np.int64, "available": np.int64}
         return cls(offsets=np.zeros(1, np.int64), **{name: np.empty(0, kind) for name, kind in kinds.items()})
+
+
+def windows_before(values: NDArray[Any], end: NDArray[np.int64], length: int) -> NDArray[Any]:
+    """``values[end - length:end]`` for each of ``end`` [B], a copy: [B, length].
+
+    What would lie before the first value is zero or any value: callers know what they asked for.
+    """
+    if not length:
+        return np.empty((len(end), 0), values.dtype)
+    if len(values) < length:
+        missing = length - len(values)
+        return windows_before(np.pad(values, (missing, 0)), end + missing, length)
+    start = end - length
+    # One copy a window is several times as fast as an index for every value.
+    taken: NDArray[Any] = sliding_window_view(values, length)[np.maximum(start, 0)]
+    early = np.flatnonzero(start < 0)
+    taken[early] = values[np.maximum(start[early, None] + np.arange(length), 0)]
+    return taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,20 +253,21 @@ class FeatureDataset:
         self, user: NDArray[np.integer], end: NDArray[np.int64], time: NDArray[np.int64], length: int
     ) -> dict[str, NDArray[Any]]:
         """The windows of ``length`` events before ``end``, [B, length] each, as keywords of ``QueryArrays``."""
-        position = end[:, None] + np.arange(-length, 0)
-        real = position >= self.events.offsets[np.maximum(user, 0)][:, None]
-        real &= (user >= 0)[:, None]
-        if len(self.events.item) == 0:
-            real[:] = False
-        index = np.where(real, position, 0)
-        age = (time[:, None] - _take(self.events.time, index)) / DAY
+        count = np.where(user >= 0, end - self.events.offsets[np.maximum(user, 0)], 0)
+        padding = np.arange(length, 0, -1) > count[:, None]
+
+        def window(values: NDArray[Any], kind: type, missing: int) -> NDArray[Any]:
+            taken = values.astype(kind, copy=False)
+            np.copyto(taken, missing, where=padding)
+            return taken
+
+        surface = self.surface_codes[windows_before(self.events.surface, end, length)]
+        age = (time[:, None] - windows_before(self.events.time, end, length)) / DAY
         return {
-            "history_item": np.where(real, _take(self.events.item, index), -1).astype(np.int64),
-            "history_action": np.where(real, _take(self.events.action, index), 0).astype(np.int64),
-            "history_surface": np.where(real, self.surface_codes[_take(self.events.surface, index)], 0).astype(
-                np.int64
-            ),
-            "history_age_days": np.where(real, age, 0).astype(np.float32),
+            "history_item": window(windows_before(self.events.item, end, length), np.int64, -1),
+            "history_action": window(windows_before(self.events.action, end, length), np.int64, 0),
+            "history_surface": window(surface, np.int64, 0),
+            "history_age_days": window(age, np.float32, 0),
         }
 
     def performance(self, snapshot: int) -> NDArray[np.float32]:
@@ -397,7 +417,3 @@ def _strings(column: pa.ChunkedArray) -> pa.StringArray:
 def _index(wanted: pa.Array, known: pa.Array) -> NDArray[np.int64]:
     found = pc.fill_null(pc.index_in(wanted, value_set=known), -1)
     return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
-
-
-def _take(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
-    return values[index] if len(values) else np.zeros(index.shape, values.dtype)

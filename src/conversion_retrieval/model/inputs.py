@@ -36,11 +36,15 @@ class EntityInputs:
 
     def rows(self, index: Tensor | slice) -> "EntityInputs":
         """The entities at ``index``; a slice copies nothing."""
+
+        def take(values: Tensor) -> Tensor:
+            return values[index] if isinstance(index, slice) else values.index_select(0, index)
+
         return EntityInputs(
-            categorical=self.categorical[index],
-            numeric=self.numeric[index],
-            embeddings={name: values[index] for name, values in self.embeddings.items()},
-            id_code=self.id_code[index],
+            categorical=take(self.categorical),
+            numeric=take(self.numeric),
+            embeddings={name: take(values) for name, values in self.embeddings.items()},
+            id_code=take(self.id_code),
         )
 
 

@@ -99,8 +99,8 @@ def referenced_items(arrays: QueryArrays, num_items: int) -> tuple[Indices, Quer
     there[arrays.context_item] = True
     there[arrays.history_item] = True
     rows = np.flatnonzero(there[:-1])
-    number = np.full(num_items + 1, -1)
-    number[rows] = np.arange(len(rows))
+    number = np.empty(num_items + 1, np.int32)
+    number[rows], number[-1] = np.arange(len(rows)), -1
     compact = QueryArrays(
         **{
             **vars(arrays),

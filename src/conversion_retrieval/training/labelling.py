@@ -55,9 +55,14 @@ class LabelMaker:
         return self.examples.task_weight_per_query()
 
     @cached_property
+    def catalogue(self) -> Pool:
+        """The pool of the full softmax."""
+        return whole_catalogue(self.num_items)
+
+    @cached_property
     def catalogue_advertisers(self) -> AdvertiserPool:
         """The advertisers of the whole catalogue."""
-        return AdvertiserPool.of(whole_catalogue(self.num_items), self.examples.item_advertiser)
+        return AdvertiserPool.of(self.catalogue, self.examples.item_advertiser)
 
     @property
     def corrects_logq(self) -> bool:
@@ -115,6 +120,8 @@ class _Draw:
         hard = self.maker.examples.split.hard_negatives
         query, flat = expand(hard.offsets, self.rows)
         item = hard.item[flat].astype(np.int64)
+        if not len(item):
+            return query, item
         wanted_query, wanted_item = self._wanted_items(self._positives.owner, self._positives.item)
         num_items = self.maker.num_items
         kept = ~np.isin(query * num_items + item, wanted_query * num_items + wanted_item)
@@ -179,13 +186,13 @@ class _Draw:
 
     def _pool(self, generator: np.random.Generator) -> Pool:
         if self.maker.full:
-            return whole_catalogue(self.maker.num_items)
+            return self.maker.catalogue
         return draw_pool(self._positives.item, self._hard[1], self.maker.num_items, self.maker.losses, generator)
 
     def _item_contrast(self, pool: Pool) -> Contrast:
         row, item = self._softmax_rows.excluded(self._positives.item, self._wanted_items)
         if not self.maker.full:
-            inside = np.isin(item, pool.candidates)
+            inside = pool.is_candidate[item]
             row, item = row[inside], item[inside]
         return Contrast(
             num_candidates=pool.num_candidates,

@@ -12,15 +12,20 @@ from conversion_retrieval.training.examples import Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """``items`` [M] rows of the catalogue without repeats; the first ``num_candidates`` are everybody's negatives."""
+    """``items`` [M] rows of the catalogue without repeats; the first ``num_candidates`` are everybody's negatives.
+
+    By item of the catalogue, [N]: ``is_candidate``, and ``position``, where it is in ``items``; that of an item which is
+    not there means nothing.
+    """
 
     items: Indices
     num_candidates: int
+    is_candidate: NDArray[np.bool_]
+    position: NDArray[np.integer]
 
     def positions(self, items: NDArray[np.integer]) -> Indices:
         """Where each of ``items``, all of them in the pool, is."""
-        order = np.argsort(self.items)
-        found: Indices = order[np.searchsorted(self.items[order], items)]
+        found: Indices = self.position[items].astype(np.int64)
         return found
 
     @property
@@ -29,18 +34,10 @@ class Pool:
         return self.items[: self.num_candidates]
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholeCatalogue(Pool):
-    """Every item is a candidate, in catalogue order."""
-
-    def positions(self, items: NDArray[np.integer]) -> Indices:
-        """The items' rows."""
-        return np.asarray(items, np.int64)
-
-
 def whole_catalogue(num_items: int) -> Pool:
-    """The pool of the full softmax."""
-    return WholeCatalogue(items=np.arange(num_items), num_candidates=num_items)
+    """The pool of the full softmax: every item is a candidate, in catalogue order."""
+    every = np.arange(num_items)
+    return Pool(items=every, num_candidates=num_items, is_candidate=np.ones(num_items, bool), position=every)
 
 
 def takes_full_softmax(config: LossConfig, num_items: int) -> bool:
@@ -57,9 +54,15 @@ def draw_pool(
 ) -> Pool:
     """The union of in-batch positives and uniform draws; ``others`` (hard negatives) are encoded but no candidates."""
     drawn = generator.integers(0, num_items, config.uniform_negatives)
-    candidates = np.unique(np.concatenate([positives, drawn]) if config.in_batch_negatives else drawn)
-    extra = np.setdiff1d(np.concatenate([positives, others]), candidates)
-    return Pool(items=np.concatenate([candidates, extra]).astype(np.int64), num_candidates=len(candidates))
+    is_candidate, is_other = np.zeros(num_items, bool), np.zeros(num_items, bool)
+    is_candidate[drawn] = True
+    (is_candidate if config.in_batch_negatives else is_other)[positives] = True
+    is_other[others] = True
+    candidates, extra = np.flatnonzero(is_candidate), np.flatnonzero(is_other & ~is_candidate)
+    items = np.concatenate([candidates, extra])
+    position = np.empty(num_items, np.int32)
+    position[items] = np.arange(len(items))
+    return Pool(items=items, num_candidates=len(candidates), is_candidate=is_candidate, position=position)
 
 
 def log_inclusion(
