@@ -14,8 +14,8 @@ from conversion_retrieval.training.examples import Indices
 class Pool:
     """``items`` [M] rows of the catalogue without repeats; the first ``num_candidates`` are everybody's negatives.
 
-    By item of the catalogue, [N]: ``is_candidate``, and ``position``, where it is in ``items``; that of an item which is
-    not there means nothing.
+    By item of the catalogue, [N]: ``is_candidate``, and ``position``, where it is in ``items`` (of an item that is not
+    there it means nothing).
     """
 
     items: Indices
