@@ -257,7 +257,7 @@ class FeatureDataset:
         padding = np.arange(length, 0, -1) > count[:, None]
 
         def window(values: NDArray[Any], kind: type, missing: int) -> NDArray[Any]:
-            taken = values.astype(kind, copy=False)
+            taken: NDArray[Any] = values.astype(kind, copy=False)
             np.copyto(taken, missing, where=padding)
             return taken
 
