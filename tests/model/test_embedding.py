@@ -9,6 +9,8 @@ from conversion_retrieval.model.embedding import (
     HashedIdEmbedding,
     IdEmbedding,
     ItemEmbedding,
+    id_embedding,
+    id_table_rows,
     unit_length,
 )
 from tests.model.inputs import NUM_ITEMS, SIZES, catalogue
@@ -41,6 +43,18 @@ def test_hashed_id_is_the_sum_of_two_rows_that_are_never_the_unknown_one():
     with torch.no_grad():
         embedding.table.weight[0] = 100
     assert (embedding(torch.arange(1, 1001)) == 2).all()
+
+
+@pytest.mark.parametrize("buckets", [0, 7])
+@pytest.mark.parametrize("kind", ["plain", "hashed"])
+def test_the_rows_of_an_id_table_are_known_before_it_is_made(kind, buckets):
+    config = ModelConfig(item_id_embedding=kind, item_hash_buckets=buckets)
+    assert id_table_rows(41, config) == len(id_embedding(41, config, sparse=False).table.weight)
+
+
+def test_without_ids_there_is_no_table():
+    assert id_table_rows(41, ModelConfig(item_id_embedding="none")) == 0
+    assert id_table_rows(1, ModelConfig()) == 0
 
 
 def test_id_dropout_hides_ids_in_training_only():

@@ -46,6 +46,15 @@ def test_it_learns_a_world_where_a_perfect_model_exists(changes):
     assert position.best_value > 0.8
 
 
+@pytest.mark.parametrize("largest_dense_table", [10_000, 10])
+def test_auto_trains_large_tables_sparsely(monkeypatch, largest_dense_table):
+    monkeypatch.setattr("conversion_retrieval.training.optimizer.MAX_DENSE_ROWS", largest_dense_table)
+    trainer = make_trainer(SMALL_WORLD, small_config(losses={"softmax": "sampled"}))
+    is_sparse = trainer.learner.model.item_embedding.ids.table.sparse
+    assert is_sparse is (SMALL_WORLD.num_items > largest_dense_table)
+    assert trainer.learner.optimizer.name == ("adamw_sparse" if is_sparse else "adamw")
+
+
 def test_the_loss_follows_its_golden_curve():
     trainer = make_trainer(WORLD, small_config(training=SHORT, losses={"softmax": "full"}))
     trainer.fit()

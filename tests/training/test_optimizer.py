@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from conversion_retrieval.training.config import TrainingConfig
-from conversion_retrieval.training.optimizer import learning_rate_factor, make_optimizer
+from conversion_retrieval.training.optimizer import (
+    MAX_DENSE_ROWS,
+    learning_rate_factor,
+    make_optimizer,
+    updates_sparsely,
+)
 
 
 def test_learning_rate_warms_up_and_decays_by_a_cosine():
@@ -68,3 +73,21 @@ def test_gradients_are_clipped_to_their_common_norm(name):
     assert optimizer.clip().item() == pytest.approx(math.sqrt(6 + 12 + 4))
     gradients = [g.to_dense() for p in model.parameters() if (g := p.grad) is not None]
     assert math.sqrt(sum(g.square().sum().item() for g in gradients)) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "device", "full_softmax", "rows", "expected"),
+    [
+        ("auto", "cpu", False, MAX_DENSE_ROWS + 1, True),
+        ("auto", "cpu", False, MAX_DENSE_ROWS, False),
+        ("auto", "cpu", True, MAX_DENSE_ROWS + 1, False),
+        ("auto", "cuda", False, MAX_DENSE_ROWS + 1, False),
+        ("adamw", "cpu", False, MAX_DENSE_ROWS + 1, False),
+        ("adamw_sparse", "cuda", True, 2, True),
+    ],
+)
+def test_large_tables_of_sampled_softmaxes_are_updated_sparsely_on_a_cpu(
+    optimizer, device, full_softmax, rows, expected
+):
+    config = TrainingConfig(optimizer=optimizer)
+    assert updates_sparsely(config, torch.device(device), full_softmax=full_softmax, table_rows=rows) is expected

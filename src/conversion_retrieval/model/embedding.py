@@ -68,7 +68,7 @@ class HashedIdEmbedding(IdEmbedding):
     """
 
     def __init__(self, num_ids: int, dim: int, *, buckets: int = 0, dropout: float = 0.0, sparse: bool = False) -> None:
-        self.buckets = buckets or max(num_ids // 4, 1)
+        self.buckets = _buckets(num_ids, buckets)
         super().__init__(self.buckets + 1, dim, dropout=dropout, sparse=sparse)
 
     def look_up(self, codes: Tensor) -> Tensor:
@@ -79,6 +79,17 @@ class HashedIdEmbedding(IdEmbedding):
     def _bucket(self, codes: Tensor, multiplier: int) -> Tensor:
         mixed = (codes * multiplier) & 0xFFFFFFFF
         return torch.where(codes == 0, 0, 1 + (mixed ^ (mixed >> 15)) % self.buckets)
+
+
+def _buckets(num_ids: int, buckets: int) -> int:
+    return buckets or max(num_ids // 4, 1)
+
+
+def id_table_rows(num_ids: int, config: ModelConfig) -> int:
+    """Rows of the table that ``id_embedding`` makes; 0 without one."""
+    if num_ids <= 1 or config.item_id_embedding == "none":
+        return 0
+    return _buckets(num_ids, config.item_hash_buckets) + 1 if config.item_id_embedding == "hashed" else num_ids
 
 
 def id_embedding(num_ids: int, config: ModelConfig, *, sparse: bool) -> IdEmbedding:
@@ -104,7 +115,7 @@ class ItemEmbedding(nn.Module):
     def __init__(self, sizes: EntitySizes, config: ModelConfig, *, sparse: bool = False) -> None:
         super().__init__()
         dim = config.embedding_dim
-        has_ids = sizes.num_ids > 1 and config.item_id_embedding != "none"
+        has_ids = id_table_rows(sizes.num_ids, config) > 0
         self.ids = id_embedding(sizes.num_ids, config, sparse=sparse) if has_ids else None
         if self.ids is not None and sizes.embeddings:
             with torch.no_grad():

@@ -91,7 +91,7 @@ class MemoryMeter:
     def footprint(self, *, tables: object, parameters: object, optimizer_state: object) -> Footprint | None:
         """The figures so far; None before the first step, and where the platform does not tell a process's peak."""
         peak = self._peak()
-        if not self._batch or not peak:
+        if self._batch is None or peak is None:
             return None
         return Footprint(
             fixed=self._fixed,
@@ -102,10 +102,12 @@ class MemoryMeter:
             batch=self._batch,
         )
 
-    def _peak(self) -> int:
+    def _peak(self) -> int | None:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
-        return max(_process_bytes("VmHWM") - self._fixed, 0)
+        highest = _process_bytes("VmHWM")
+        # A process that shrank before the meter began may never have been as large again.
+        return max(highest - self._fixed, 0) if highest else None
 
 
 def held_bytes(value: object) -> int:

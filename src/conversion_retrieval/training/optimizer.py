@@ -3,18 +3,30 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from conversion_retrieval.training.config import TrainingConfig
 
+# With more rows a step over the whole table costs a CPU more than finding the rows that a batch touched
+# (``benchmarks/training_throughput.py --items``).
+MAX_DENSE_ROWS: Final = 100_000
+
+
+def updates_sparsely(config: TrainingConfig, device: torch.device, *, full_softmax: bool, table_rows: int) -> bool:
+    """Whether to train embedding tables lazily; the full softmax touches every row in every step."""
+    if config.optimizer != "auto":
+        return config.optimizer == "adamw_sparse"
+    return device.type == "cpu" and not full_softmax and table_rows > MAX_DENSE_ROWS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """One or two torch optimisers that step together; ``parameters`` by name.
 
-    With ``adamw_sparse`` the tables are updated by ``torch.optim.SparseAdam``, which touches a row's moments only in
+    Sparse tables (``adamw_sparse``) are updated by ``torch.optim.SparseAdam``, which touches a row's moments only in
     steps that touch the row, and applies no weight decay.
     """
 
@@ -22,6 +34,11 @@ class Optimizer:
     parts: tuple[torch.optim.Optimizer, ...]
     config: TrainingConfig
     total_steps: int
+
+    @property
+    def name(self) -> str:
+        """What ``training.optimizer`` calls it."""
+        return "adamw" if len(self.parts) == 1 else "adamw_sparse"
 
     def step(self, number: int) -> None:
         """Update with the learning rate of step ``number`` (from 0) and clear the gradients."""

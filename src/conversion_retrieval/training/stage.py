@@ -13,6 +13,7 @@ from conversion_retrieval.contracts import new_artifact, open_artifact, write_js
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.losses.objective import Objective
+from conversion_retrieval.model.embedding import id_table_rows
 from conversion_retrieval.model.inputs import EntityInputs, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
 from conversion_retrieval.model.two_tower import TASKS, TwoTower, make_model
@@ -26,8 +27,7 @@ from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
-from conversion_retrieval.training.optimizer import make_optimizer
-from conversion_retrieval.training.pool import takes_full_softmax
+from conversion_retrieval.training.optimizer import make_optimizer, updates_sparsely
 from conversion_retrieval.training.popularity import start_popularity
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
@@ -91,7 +91,14 @@ def make_trainer(
     found = checkpoints.latest() if checkpoints else None
     position = found.position if found else Position()
     writes = log_dir is not None and shard.rank == 0
-    learner = _learner(InputSizes.of(dataset.spec), config, steps, device, shard)
+    sizes = InputSizes.of(dataset.spec)
+    sparse = updates_sparsely(
+        config.training,
+        device,
+        full_softmax=builder.full,
+        table_rows=id_table_rows(sizes.items.num_ids, config.model),
+    )
+    learner = _learner(sizes, config, steps, device, shard, sparse=sparse)
     if found is None:
         _start(learner.model, dataset, shard, seed=config.model.seed)
     trainer = Trainer(
@@ -138,10 +145,12 @@ def _validator(dataset: FeatureDataset, config: PipelineConfig, catalogue: Entit
     )
 
 
-def _learner(sizes: InputSizes, config: PipelineConfig, steps: int, device: torch.device, shard: Shard) -> Learner:
+def _learner(
+    sizes: InputSizes, config: PipelineConfig, steps: int, device: torch.device, shard: Shard, *, sparse: bool
+) -> Learner:
     bf16 = uses_bf16(config.training, device)
     prepare_backend(device, bf16=bf16)
-    model = make_model(sizes, config.model, sparse=config.training.optimizer == "adamw_sparse").to(device)
+    model = make_model(sizes, config.model, sparse=sparse).to(device)
     objective = Objective(config.losses, normalize=config.model.normalize).to(device)
     if compiles(config.training, device):
         model.query_tower.body.compile()
@@ -173,11 +182,11 @@ def _say_what_is_trained(trainer: Trainer, config: PipelineConfig) -> None:
     for task in TASKS:
         if config.losses.task_weights.get(task, 0) > 0 and task not in tasks:
             say(f"no {task} positives in the training split: training on {', '.join(tasks)} alone")
-    softmax = "full" if takes_full_softmax(config.losses, num_items) else "sampled"
+    softmax = "full" if trainer.builder.full else "sampled"
     say(
         f"training on {examples.num_queries:,} queries with {len(examples.positives.item):,} positives, "
-        f"{softmax} softmax over {num_items:,} items, {trainer.learner.device.type}, "
-        f"{'bf16' if trainer.learner.bf16 else 'fp32'}"
+        f"{softmax} softmax over {num_items:,} items, {trainer.learner.optimizer.name}, "
+        f"{trainer.learner.device.type}, {'bf16' if trainer.learner.bf16 else 'fp32'}"
     )
 
 
@@ -208,6 +217,7 @@ def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
         "embedding_dim": learner.model.output_dim,
         "temperature": float(learner.objective.temperature().detach()),
         "softmax": "full" if trainer.builder.full else "sampled",
+        "optimizer": learner.optimizer.name,
         "precision": "bf16" if learner.bf16 else "fp32",
         "device": learner.device.type,
         "processes": learner.shard.world_size,
