@@ -19,7 +19,9 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
     if table.device.type != "cpu":
         return functional.embedding(index, table)
     # The gradient of ``index_select`` is ``index_add``, which spreads the table's rows over all cores.
-    return table.index_select(0, index.reshape(-1)).view(*index.shape, table.shape[1])
+    rows = table.index_select(0, index.reshape(-1))
+    # Of a view, torch would differentiate an addition in place by copying all of it.
+    return rows if index.dim() == 1 else rows.view(*index.shape, table.shape[1])
 
 
 def look_up_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ def inputs(heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_value_and_gradients_equal_torchs_own_attention(heads):
+def test_value_and_gradients_equal_torchs_own_norm_and_attention(heads):
     queries, context, visible = inputs(heads)
     visible[:, 0] = True
+    normed = functional.layer_norm(context, (DIM,))
     expected = functional.scaled_dot_product_attention(
-        queries.expand(ROWS, -1, -1), context, context, attn_mask=visible.unsqueeze(1), scale=1.0
+        queries.expand(ROWS, -1, -1), normed, normed, attn_mask=visible.unsqueeze(1), scale=1.0
     )
     weights = torch.linspace(-1, 2, ROWS * heads * DIM).view(ROWS, heads, DIM)
     found = attend_fixed(queries, context, visible)
@@ -35,6 +36,7 @@ def test_a_row_without_visible_positions_is_the_mean_of_all_and_stays_finite():
     queries, context, visible = inputs(2)
     visible[1] = False
     found = attend_fixed(queries, context, visible)
-    torch.testing.assert_close(found[1], context[1].mean(0).expand(2, -1))
+    normed = functional.layer_norm(context[1], (DIM,))
+    torch.testing.assert_close(found[1], normed.mean(0).expand(2, -1))
     found.sum().backward()
     assert torch.isfinite(context.grad).all()

@@ -117,15 +117,21 @@ def test_summary_mixes_half_lives_in_the_space_of_the_items():
 
 def test_attention_agrees_with_torchs_own():
     layer = AttentionLayer(DIM, heads=2, dropout=0.0).eval()
+    torch.nn.init.normal_(layer.attention_norm.weight)
+    torch.nn.init.normal_(layer.attention_norm.bias)
     x, visible = torch.randn(3, 5, DIM), torch.rand(3, 5) > 0.3
     visible[:, -1] = True
-    split = [p.view(3, 5, 2, DIM // 2).transpose(1, 2) for p in (layer.query(x), layer.key(x), layer.value(x))]
+    normed = layer.attention_norm(x)
+    projected = (layer.query(x), layer.key(normed), layer.value(normed))
+    split = [part.view(3, 5, 2, DIM // 2).transpose(1, 2) for part in projected]
     expected = functional.scaled_dot_product_attention(*split, attn_mask=visible[:, None, None, :])
     torch.testing.assert_close(layer.attend(x, x, visible), expected.transpose(1, 2).flatten(2))
 
 
 def test_attending_from_one_token_is_the_same_by_a_shorter_way():
     layer = AttentionLayer(DIM, heads=2, dropout=0.0).eval()
+    torch.nn.init.normal_(layer.attention_norm.weight)
+    torch.nn.init.normal_(layer.attention_norm.bias)
     token, context, visible = torch.randn(1, 1, DIM), torch.randn(3, 5, DIM), torch.rand(3, 5) > 0.3
     visible[:, -1] = True
     expected = layer.attend(token.expand(3, 1, DIM), context, visible)

@@ -114,10 +114,10 @@ class EventEmbedding(nn.Module):
         """Embed the events."""
         surfaces = self.surface.shape[1]
         kind = (queries.history_action * surfaces + queries.history_surface) * RECENCY_BUCKETS
+        kind += recency_bucket(queries.history_age_days)
         table = (self.action + self.surface + self.recency).flatten(0, 2)
-        return look_up(table, kind + recency_bucket(queries.history_age_days)).add_(
-            look_up(embedded, queries.history_item)
-        )
+        events = look_up(table, kind.flatten()).add_(look_up(embedded, queries.history_item.flatten()))
+        return events.view(*kind.shape, -1)
 
 
 def recency_bucket(age_days: Tensor) -> Tensor:
@@ -170,27 +170,30 @@ class AttentionLayer(nn.Module):
     def forward(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
         """``visible`` [B, S] says which positions of ``context`` are not padding."""
         attend = self.attend_from_one if tokens.shape[:2] == (1, 1) else self.attend
-        attended = attend(self.attention_norm(tokens), self.attention_norm(context), visible)
+        attended = attend(self.attention_norm(tokens), context, visible)
         tokens = tokens + functional.dropout(self.output(attended), self.dropout, self.training)
         refined: Tensor = tokens + functional.dropout(self.mlp(self.mlp_norm(tokens)), self.dropout, self.training)
         return refined
 
     def attend(self, tokens: Tensor, context: Tensor, visible: Tensor) -> Tensor:
         """Softmax attention a head, padding masked."""
+        context = self.attention_norm(context)
         query, key, value = (self._split(part) for part in (self.query(tokens), self.key(context), self.value(context)))
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         shares = _masked_softmax(scores, visible[:, None, None, :])
         return (shares @ value).transpose(1, 2).flatten(2)
 
     def attend_from_one(self, token: Tensor, context: Tensor, visible: Tensor) -> Tensor:
-        """The same for one token, without projecting any position of ``context``.
+        """The same for one token, without norming or projecting any position of ``context``.
 
-        Key and value matrices move to the other side: ``q (K x) = (q K) x`` and ``sum a (V x) = V (sum a x)``.
+        Matrices move to the other side: ``q (K x) = (q K) x`` and ``sum a (V x) = V (sum a x)``, and so does the
+        norm's weight; its bias adds the same to all scores, and itself to what is attended to.
         """
-        size = token.shape[-1] // self.heads
+        size, norm = token.shape[-1] // self.heads, self.attention_norm
         query = self.query(token).view(self.heads, 1, size)
         folded = (query @ self.key.weight.view(self.heads, size, -1)).squeeze(1)  # [heads, dim]
-        pooled = attend_fixed(folded / math.sqrt(size), context, visible)  # [B, heads, dim]
+        folded = folded * norm.weight / math.sqrt(size)
+        pooled = attend_fixed(folded, context, visible, norm.eps) * norm.weight + norm.bias  # [B, heads, dim]
         weight = self.value.weight.view(self.heads, size, -1)
         attended = torch.einsum("bhd,hsd->bhs", pooled, weight).flatten(1) + self.value.bias
         return attended.unsqueeze(1)
