@@ -6,7 +6,8 @@
 torch-rechub is no dependency: it is read from the directory given, and left out when none is. Both train a DSSM on
 in-batch negatives: item id embeddings shared with a mean over 50 history items, a category, a surface, dense columns,
 an MLP a tower. Ours is measured in that shape, and with the default architecture (parallel DCNv2 and MLP, Transformer
-history, popularity bias). Repetitions alternate; medians are shown.
+history, popularity bias), for catalogues of three sizes: torch-rechub updates the whole id table in every step.
+Repetitions alternate; medians are shown.
 
 Also printed: the share of a step that making its batch takes, and the peak memory of whole trainings with the
 default configuration (validations and a checkpoint included) beside what they must hold: tables + parameters +
@@ -61,7 +62,7 @@ def world(users: int, *, num_groups: int = 2000) -> SeparableWorld:
     )
 
 
-def our_config(batch_size: int, precision: str, optimizer: str = "adamw", *, dssm: bool) -> PipelineConfig:
+def our_config(batch_size: int, precision: str, optimizer: str, *, dssm: bool) -> PipelineConfig:
     """The shape of a DSSM, or the default architecture with the same widths."""
     tower: dict[str, Any] = {"hidden_sizes": WIDTHS}
     model: dict[str, Any] = {"embedding_dim": DIM, "feature_dim": DIM}
@@ -84,6 +85,11 @@ class Ours:
         with contextlib.redirect_stderr(io.StringIO()):
             self.trainer: Trainer = make_trainer(data, config, device=torch.device("cpu"))
         self.epoch = 0
+
+    @property
+    def optimizer(self) -> str:
+        """Which optimiser was chosen."""
+        return self.trainer.learner.optimizer.name
 
     def places(self) -> list[tuple[int, np.ndarray]]:
         """The batches of the next epoch."""
@@ -233,8 +239,9 @@ def main() -> None:
     parser.add_argument("--rechub", default="", help="directory that torch-rechub==0.9.0 was installed into")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--users", type=int, default=8000)
-    parser.add_argument("--items", type=int, default=20_000, help="in the catalogue, a multiple of 10")
-    parser.add_argument("--optimizer", choices=["adamw", "adamw_sparse"], default="adamw", help="of ours")
+    sizes = [20_000, 100_000, 1_000_000]
+    parser.add_argument("--items", type=int, nargs="+", default=sizes, help="in the catalogues, multiples of 10")
+    parser.add_argument("--optimizer", choices=["auto", "adamw", "adamw_sparse"], default="auto", help="of ours")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of ours")
     parser.add_argument("--threads", type=int, default=2)
@@ -243,7 +250,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for items, optimizer in MEMORY_RUNS if options.memory else ():
         print_memory_apart(items, options.batch_size, optimizer, options.threads)
-    data = world(options.users, num_groups=options.items // 10)
+    for items in options.items:
+        print_rates(items, options)
+
+
+def print_rates(items: int, options: argparse.Namespace) -> None:
+    """Train on a catalogue of ``items`` and print examples a second and the input pipeline's share."""
+    data = world(options.users, num_groups=items // 10)
     ours = (options.batch_size, options.precision, options.optimizer)
     runners: dict[str, Any] = {
         "ours, DSSM shape": Ours(data, our_config(*ours, dssm=True)),
@@ -261,10 +274,11 @@ def main() -> None:
     for name, found in rates.items():
         median = statistics.median(found)
         ratio = f", {median / best_rechub:.1f} x torch-rechub" if best_rechub and "ours" in name else ""
-        print(f"{name}: {median:,.0f} examples/s ({min(found):,.0f} to {max(found):,.0f}){ratio}")
+        print(f"{items:,} items, {name}: {median:,.0f} examples/s ({min(found):,.0f} to {max(found):,.0f}){ratio}")
     for name, runner in runners.items():
         if isinstance(runner, Ours):
-            print(f"{name}: input pipeline {100 * runner.input_share():.1f}% of a step")
+            share = 100 * runner.input_share()
+            print(f"{items:,} items, {name}: input pipeline {share:.1f}% of a step ({runner.optimizer})", flush=True)
 
 
 if __name__ == "__main__":

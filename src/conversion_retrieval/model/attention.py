@@ -1,7 +1,7 @@
-"""Attention of a few fixed queries over every row's normalised positions, with two tensors of the context's size at most.
+"""Attention of a few fixed queries over every row's normed positions, with a backward pass that makes one large tensor.
 
-In training on histories nothing else is as large: a layer norm of its own would keep one more, its backward pass
-make two, and autograd three for the uses of the context and their sum.
+In training on histories nothing else is as large as the context: a layer norm of its own would make three more of its
+size, and autograd another three, one a use and their sum.
 """
 
 from typing import Any
