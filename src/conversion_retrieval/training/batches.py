@@ -1,6 +1,6 @@
 """Query rows to tensors: flat gathers only, nothing by the row, in the same way for every process and every run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from conversion_retrieval.losses.labels import Labels
 from conversion_retrieval.model.inputs import EntityInputs, QueryInputs, as_tensor
 from conversion_retrieval.training.examples import Examples, Indices
 from conversion_retrieval.training.labelling import LabelMaker
+from conversion_retrieval.training.numbering import Numbering
 from conversion_retrieval.training.pool import Pool, takes_full_softmax
 from conversion_retrieval.training.shard import Shard
 
@@ -73,6 +74,11 @@ class BatchBuilder:
         return takes_full_softmax(self.losses, self.dataset.num_items)
 
     @cached_property
+    def numbering(self) -> Numbering:
+        """Of the items that queries refer to."""
+        return Numbering(num_items=self.dataset.num_items)
+
+    @cached_property
     def label_maker(self) -> LabelMaker:
         """What turns query rows into labels."""
         return LabelMaker(
@@ -87,25 +93,13 @@ class BatchBuilder:
     def _entities(self, pool: Pool, arrays: QueryArrays) -> tuple[EntityInputs, QueryInputs]:
         if self.full:
             return self.catalogue, QueryInputs.of(arrays, self.dataset.num_items, self.device)
-        rows, compact = referenced_items(arrays, self.dataset.num_items)
+        rows = self.numbering.distinct(arrays.context_item, arrays.history_item)
+        self.numbering.assign(rows)
+        compact = replace(
+            arrays,
+            context_item=self.numbering.of(arrays.context_item),
+            history_item=self.numbering.of(arrays.history_item),
+        )
         index = np.concatenate([pool.items, rows, [self.dataset.num_items]])
         entities = self.catalogue.rows(as_tensor(index, self.device, torch.int64))
         return entities, QueryInputs.of(compact, len(rows), self.device)
-
-
-def referenced_items(arrays: QueryArrays, num_items: int) -> tuple[Indices, QueryArrays]:
-    """The distinct items of contexts and histories, and the arrays with rows of that list instead."""
-    there = np.zeros(num_items + 1, bool)  # the last is the unknown item, -1
-    there[arrays.context_item] = True
-    there[arrays.history_item] = True
-    rows = np.flatnonzero(there[:-1])
-    number = np.empty(num_items + 1, np.int32)
-    number[rows], number[-1] = np.arange(len(rows)), -1
-    compact = QueryArrays(
-        **{
-            **vars(arrays),
-            "context_item": number[arrays.context_item],
-            "history_item": number[arrays.history_item],
-        }
-    )
-    return rows, compact

@@ -11,6 +11,7 @@ from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.labels import AdvertiserLabels, Contrast, Labels
 from conversion_retrieval.model.inputs import as_tensor
 from conversion_retrieval.training.examples import CodesByUser, Examples, Indices, PositiveCounts, expand
+from conversion_retrieval.training.numbering import Numbering
 from conversion_retrieval.training.pool import AdvertiserPool, Pool, draw_pool, log_inclusion, whole_catalogue
 from conversion_retrieval.training.rows import (
     BatchPositives,
@@ -53,6 +54,11 @@ class LabelMaker:
     def task_weight_per_query(self) -> dict[str, float]:
         """Mean weight of a task's positives of a query; tasks without positives are missing."""
         return self.examples.task_weight_per_query()
+
+    @cached_property
+    def numbering(self) -> Numbering:
+        """Of the items of a batch's pool."""
+        return Numbering(num_items=self.num_items)
 
     @cached_property
     def catalogue(self) -> Pool:
@@ -187,12 +193,12 @@ class _Draw:
     def _pool(self, generator: np.random.Generator) -> Pool:
         if self.maker.full:
             return self.maker.catalogue
-        return draw_pool(self._positives.item, self._hard[1], self.maker.num_items, self.maker.losses, generator)
+        return draw_pool(self._positives.item, self._hard[1], self.maker.numbering, self.maker.losses, generator)
 
     def _item_contrast(self, pool: Pool) -> Contrast:
         row, item = self._softmax_rows.excluded(self._positives.item, self._wanted_items)
         if not self.maker.full:
-            inside = pool.is_candidate[item]
+            inside = pool.is_candidate(item)
             row, item = row[inside], item[inside]
         return Contrast(
             num_candidates=pool.num_candidates,

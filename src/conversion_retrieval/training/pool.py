@@ -1,6 +1,6 @@
 """Which items a batch encodes and contrasts: the whole catalogue, or what the sampling pools drew."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,25 +8,26 @@ from numpy.typing import NDArray
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.proposals import in_batch_inclusion, uniform_inclusion, union_inclusion
 from conversion_retrieval.training.examples import Indices
+from conversion_retrieval.training.numbering import Numbering
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """``items`` [M] rows of the catalogue without repeats; the first ``num_candidates`` are everybody's negatives.
-
-    By item of the catalogue, [N]: ``is_candidate``, and ``position``, where it is in ``items`` (of an item that is not
-    there it means nothing).
-    """
+    """``items`` [M] rows of the catalogue without repeats; the first ``num_candidates`` are everybody's negatives."""
 
     items: Indices
     num_candidates: int
-    is_candidate: NDArray[np.bool_]
-    position: NDArray[np.integer]
+    numbering: Numbering | None = None  # None where an item's position is the item
 
     def positions(self, items: NDArray[np.integer]) -> Indices:
-        """Where each of ``items``, all of them in the pool, is."""
-        found: Indices = self.position[items].astype(np.int64)
-        return found
+        """Where each of ``items``, all of them in the pool, is. Valid until the next pool is drawn."""
+        return items.astype(np.int64) if self.numbering is None else self.numbering.of(items)
+
+    def is_candidate(self, items: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether each of ``items``, in the pool or not, is among the candidates."""
+        # An item that is not in the pool may have any number, but never stands there.
+        there: NDArray[np.bool_] = self.candidates.take(self.positions(items), mode="clip") == items
+        return there
 
     @property
     def candidates(self) -> Indices:
@@ -36,8 +37,7 @@ class Pool:
 
 def whole_catalogue(num_items: int) -> Pool:
     """The pool of the full softmax: every item is a candidate, in catalogue order."""
-    every = np.arange(num_items)
-    return Pool(items=every, num_candidates=num_items, is_candidate=np.ones(num_items, bool), position=every)
+    return Pool(items=np.arange(num_items), num_candidates=num_items)
 
 
 def takes_full_softmax(config: LossConfig, num_items: int) -> bool:
@@ -48,21 +48,20 @@ def takes_full_softmax(config: LossConfig, num_items: int) -> bool:
 def draw_pool(
     positives: NDArray[np.integer],
     others: NDArray[np.integer],
-    num_items: int,
+    numbering: Numbering,
     config: LossConfig,
     generator: np.random.Generator,
 ) -> Pool:
     """The union of in-batch positives and uniform draws; ``others`` (hard negatives) are encoded but no candidates."""
-    drawn = generator.integers(0, num_items, config.uniform_negatives)
-    is_candidate, is_other = np.zeros(num_items, bool), np.zeros(num_items, bool)
-    is_candidate[drawn] = True
-    (is_candidate if config.in_batch_negatives else is_other)[positives] = True
-    is_other[others] = True
-    candidates, extra = np.flatnonzero(is_candidate), np.flatnonzero(is_other & ~is_candidate)
-    items = np.concatenate([candidates, extra])
-    position = np.empty(num_items, np.int32)
-    position[items] = np.arange(len(items))
-    return Pool(items=items, num_candidates=len(candidates), is_candidate=is_candidate, position=position)
+    drawn = generator.integers(0, numbering.num_items, config.uniform_negatives)
+    rest = numbering.distinct(others) if config.in_batch_negatives else numbering.distinct(positives, others)
+    candidates = numbering.distinct(positives, drawn) if config.in_batch_negatives else numbering.distinct(drawn)
+    numbering.assign(candidates)
+    pool = Pool(items=candidates, num_candidates=len(candidates), numbering=numbering)
+    outside = rest[~pool.is_candidate(rest)]
+    items = np.concatenate([candidates, outside])
+    numbering.assign(items)
+    return replace(pool, items=items)
 
 
 def log_inclusion(

@@ -1,0 +1,44 @@
+"""Numbers for the distinct items of a batch, at a cost that depends on the batch and not on the catalogue."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conversion_retrieval.training.examples import Indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """Numbers items 0..``num_items``, or the unknown one, -1.
+
+    The array of all items is kept from batch to batch and never cleared: only what was written for this batch may be
+    read. So one batch at a time, and one numbering for each list of items that is asked for later.
+    """
+
+    num_items: int
+    _number: NDArray[np.int32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make room for every item and the unknown one."""
+        object.__setattr__(self, "_number", np.zeros(self.num_items + 1, np.int32))
+
+    def distinct(self, *items: NDArray[np.integer]) -> Indices:
+        """The known items among all of ``items``, of any shapes, once each and sorted."""
+        flat = np.concatenate([part.reshape(-1) for part in items])
+        place = np.arange(len(flat), dtype=np.int32)
+        self._number[flat] = place
+        # Of an item's places exactly one was written last.
+        once = flat[self._number[flat] == place].astype(np.int64, copy=False)
+        once.sort()
+        known: Indices = once[np.searchsorted(once, 0) :]
+        return known
+
+    def assign(self, items: Indices) -> None:
+        """Number ``items``, none of them twice, by where they stand; the unknown item is -1."""
+        self._number[items], self._number[-1] = np.arange(len(items)), -1
+
+    def of(self, items: NDArray[np.integer]) -> Indices:
+        """The numbers of ``items``, all of them assigned or unknown, in their shape."""
+        numbers: Indices = self._number[items].astype(np.int64)
+        return numbers
