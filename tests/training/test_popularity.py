@@ -70,5 +70,16 @@ def test_bias_starts_from_the_training_positives(task, monkeypatch):
     assert counts == len(positives.item)
 
 
+def test_bias_starts_from_engagements_where_conversions_are_not_trained_on(monkeypatch):
+    world = separable_world(num_users=60, tasks=(0, 1))
+    fitted = []
+    monkeypatch.setattr(
+        popularity, "conditional_logit", lambda parts, width: fitted.append(parts) or np.ones(width, np.float32)
+    )
+    make_trainer(world, small_config(losses={"task_weights": {"conversion": 0.0, "engagement": 1.0}}))
+    engagements = (world.split("train").positives.task == 1).sum()
+    assert sum(part.counts.sum() for part in fitted[0]) == engagements
+
+
 def test_nothing_chosen_starts_from_zero():
     assert conditional_logit([], WIDTH).tolist() == [0.0] * WIDTH

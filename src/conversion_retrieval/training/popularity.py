@@ -15,7 +15,8 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from conversion_retrieval.features.dataset import FeatureDataset
-from conversion_retrieval.model.two_tower import TASKS, PopularityBias
+from conversion_retrieval.model.two_tower import PopularityBias
+from conversion_retrieval.training.examples import Examples
 
 Floats = NDArray[np.float64]
 
@@ -35,9 +36,9 @@ class Choices:
     offsets: Floats
 
 
-def start_popularity(bias: PopularityBias, dataset: FeatureDataset, *, seed: int) -> None:
-    """Fit to conversions, or to engagements where there are none; zero weights where there is neither."""
-    choices = _choices(dataset, np.random.default_rng(seed))
+def start_popularity(bias: PopularityBias, dataset: FeatureDataset, examples: Examples, *, seed: int) -> None:
+    """Fit to the conversions that are trained on, or to the engagements where no conversions are."""
+    choices = _choices(dataset, examples, np.random.default_rng(seed))
     weights = conditional_logit(choices, len(dataset.spec.item_performance))
     bias.start(torch.from_numpy(weights))
 
@@ -63,15 +64,10 @@ def conditional_logit(choices: list[Choices], width: int, *, ridge: float = RIDG
     return np.asarray(found.x, np.float32)
 
 
-def _choices(dataset: FeatureDataset, generator: np.random.Generator) -> list[Choices]:
-    split = dataset.split("train")
-    positives = split.positives
-    task = next((t for t in range(len(TASKS)) if (positives.task == t).any()), None)
-    if task is None:
-        return []
-    snapshot = np.repeat(split.snapshot, np.diff(positives.offsets))
-    kept = positives.task == task
-    snapshot, item = snapshot[kept], positives.item[kept]
+def _choices(dataset: FeatureDataset, examples: Examples, generator: np.random.Generator) -> list[Choices]:
+    positives = examples.positives
+    kept = positives.task == positives.task.min()  # conversions come first
+    snapshot, item = examples.split.snapshot[positives.query[kept]], positives.item[kept]
     found = np.unique(snapshot)
     spread = found[np.linspace(0, len(found) - 1, min(len(found), MAX_SNAPSHOTS)).round().astype(np.int64)]
     return [_choice(dataset, int(s), item[snapshot == s], generator) for s in spread]
