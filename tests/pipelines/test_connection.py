@@ -1,10 +1,12 @@
 """Where the API is found and with which credentials; oracle: what a server with the real endpoints received."""
 
+import errno
+
 import pytest
 
 from conversion_retrieval.errors import UserError
 from pipelines import remote
-from pipelines.connection import connect
+from pipelines.connection import connect, translated
 
 
 def test_the_token_of_the_file_is_sent(server, host, submission, tmp_path):
@@ -84,3 +86,11 @@ def test_a_token_file_that_vanishes_later_is_one_line(server, host, submission, 
     (tmp_path / "token").unlink()
     with pytest.raises(UserError, match="expected credentials"):
         remote.submit(client, submission)
+
+
+def test_a_connection_that_breaks_is_no_matter_of_credentials():
+    with (
+        pytest.raises(UserError, match=r"^expected Kubeflow Pipelines at here, found: .*reset"),
+        translated("here"),
+    ):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
