@@ -9,12 +9,12 @@ an MLP a tower. Ours is measured in that shape, and with the default architectur
 history, popularity bias), for catalogues of three sizes: torch-rechub updates the whole id table in every step.
 Repetitions alternate; medians are shown.
 
-Also printed: the share of a step that making its batch takes, and the peak memory of whole trainings with the
-default configuration (validations and a checkpoint included) beside what they must hold: tables + parameters +
-optimiser state + one batch. Tables are the feature arrays as opened. One batch is a step's input tensors and every
-activation that its forward pass keeps for the backward pass, each storage once, without parameters and tables; neither
-gradients nor any temporary. Peaks are those of a fresh process (VmHWM) above its size after a tiny training, so that
-Python, torch and what they load lazily (the fixed cost that is shown) do not count; the tables do.
+Also printed: the share of a step that making its batch takes, and the peak memory of whole trainings with the default
+configuration but for the optimiser named (validations and a checkpoint included) beside what they must hold: tables +
+parameters + optimiser state + one batch. Tables are the feature arrays as opened. One batch is a step's input tensors
+and every activation that its forward pass keeps for the backward pass, each storage once, without parameters and
+tables; neither gradients nor any temporary. Peaks are those of a fresh process (VmHWM) above its size after a tiny
+training, so that Python, torch and what they load lazily (the fixed cost that is shown) do not count; the tables do.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Ours:
     @property
     def optimizer(self) -> str:
         """Which optimiser was chosen."""
-        return self.trainer.learner.optimizer.name
+        return self.trainer.position.optimizer
 
     def places(self) -> list[tuple[int, np.ndarray]]:
         """The batches of the next epoch."""

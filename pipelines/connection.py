@@ -94,7 +94,7 @@ def translated(where: str, *, missing: str = "") -> Iterator[None]:
         kind = type(getattr(error, "reason", None) or error).__name__
         raise UserError(f"expected Kubeflow Pipelines at {where}, could not reach it ({kind}): check --host") from None
     except OSError as error:
-        # A file that holds credentials has a name, a broken connection has none.
+        # As a rule a file that holds credentials has a name, and a broken connection has none.
         expected = "credentials for" if error.filename else "Kubeflow Pipelines at"
         raise UserError(f"expected {expected} {where}, found: {error}") from None
 

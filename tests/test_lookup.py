@@ -32,6 +32,11 @@ def test_rows_and_their_gradient_equal_indexing(shape, dtype):
     torch.testing.assert_close(gradients(found, values), gradients(expected, values), rtol=0.02, atol=1e-6)
 
 
+def test_a_list_of_rows_can_be_added_to_in_place():
+    """As a view it could be as well, but its gradient would be copied whole."""
+    assert not look_up(table(), index(9))._is_view()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (4, 5), (2, 30), (4, 0), (0, 5)])
 def test_weighted_sums_and_both_gradients_equal_the_sum_of_products(shape):
     values, places = table(), index(*shape)

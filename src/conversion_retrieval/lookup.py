@@ -1,7 +1,7 @@
 """Rows of a table by index, and weighted sums of them, with fast backward passes on a CPU.
 
-Torch's backward passes add up one row at a time: for the 50,000 events of a batch's histories that takes longer than
-all matrix products of a training step. What is used instead adds up many rows at once.
+The backward pass of torch's embedding adds up one row at a time: for the 50,000 events of a batch's histories that
+takes longer than all matrix products of a training step. What is used instead adds up many rows at once.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
         return functional.embedding(index, table)
     # The gradient of ``index_select`` is ``index_add``, which spreads the table's rows over all cores.
     rows = table.index_select(0, index.reshape(-1))
-    # Of a view, torch would differentiate an addition in place by copying all of it.
+    # No view where none is needed: callers add in place, which torch differentiates for a view by copying all of it.
     return rows if index.dim() == 1 else rows.view(*index.shape, table.shape[1])
 
 
@@ -32,7 +32,7 @@ def look_up_sums(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         summed: Tensor = functional.embedding_bag(index, table, per_sample_weights=weights.to(table.dtype), mode="sum")
         return summed
     with torch.autocast("cpu", enabled=False):
-        found: Tensor = _LookUpSums.apply(table, index, weights.float())  # type: ignore[no-untyped-call]  # as above
+        found: Tensor = _LookUpSums.apply(table, index, weights.float())  # type: ignore[no-untyped-call]  # torch declares it so
     return found
 
 

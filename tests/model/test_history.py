@@ -132,6 +132,7 @@ def test_attending_from_one_token_is_the_same_by_a_shorter_way():
     layer = AttentionLayer(DIM, heads=2, dropout=0.0).eval()
     torch.nn.init.normal_(layer.attention_norm.weight)
     torch.nn.init.normal_(layer.attention_norm.bias)
+    layer.attention_norm.eps = 0.1
     token, context, visible = torch.randn(1, 1, DIM), torch.randn(3, 5, DIM), torch.rand(3, 5) > 0.3
     visible[:, -1] = True
     expected = layer.attend(token.expand(3, 1, DIM), context, visible)

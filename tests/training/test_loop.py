@@ -46,13 +46,37 @@ def test_it_learns_a_world_where_a_perfect_model_exists(changes):
     assert position.best_value > 0.8
 
 
-@pytest.mark.parametrize("largest_dense_table", [10_000, 10])
-def test_auto_trains_large_tables_sparsely(monkeypatch, largest_dense_table):
-    monkeypatch.setattr("conversion_retrieval.training.optimizer.MAX_DENSE_ROWS", largest_dense_table)
-    trainer = make_trainer(SMALL_WORLD, small_config(losses={"softmax": "sampled"}))
-    is_sparse = trainer.learner.model.item_embedding.ids.table.sparse
-    assert is_sparse is (SMALL_WORLD.num_items > largest_dense_table)
-    assert trainer.learner.optimizer.name == ("adamw_sparse" if is_sparse else "adamw")
+LIMIT = "conversion_retrieval.training.optimizer.MAX_DENSE_ROWS"
+ROWS = SMALL_WORLD.num_items + 1  # and one for unknown ids
+
+
+@pytest.mark.parametrize(
+    ("limit", "losses", "expected"),
+    [
+        (ROWS, {"softmax": "sampled"}, "adamw"),
+        (ROWS - 1, {"softmax": "sampled"}, "adamw_sparse"),
+        (ROWS - 1, {"softmax": "full"}, "adamw"),
+    ],
+)
+def test_auto_trains_large_tables_sparsely(monkeypatch, limit, losses, expected):
+    monkeypatch.setattr(LIMIT, limit)
+    trainer = make_trainer(SMALL_WORLD, small_config(losses=losses))
+    assert trainer.position.optimizer == expected
+    assert trainer.learner.model.item_embedding.ids.table.sparse is (expected == "adamw_sparse")
+
+
+@pytest.mark.parametrize(("first", "later"), [(10, 10_000), (10_000, 10)])
+def test_a_run_keeps_the_optimizer_it_began_with(tmp_path, monkeypatch, first, later):
+    config = small_config(training=SHORT, losses={"softmax": "sampled"})
+    monkeypatch.setattr(LIMIT, first)
+    whole = make_trainer(SMALL_WORLD, config)
+    whole.fit()
+    kill(make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)), 5)
+    monkeypatch.setattr(LIMIT, later)
+    resumed = make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path))
+    assert resumed.position.step
+    resumed.fit()
+    assert_equal_weights(resumed, whole)
 
 
 def test_the_loss_follows_its_golden_curve():

@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from torch import nn
 
@@ -40,6 +41,17 @@ def test_the_peak_counts_what_was_allocated_since_the_meter_began():
         taken = torch.ones(2**26)  # 256 MiB, more than any earlier peak of this process leaves unseen
     footprint = meter.footprint(tables=(), parameters=(), optimizer_state=())
     assert footprint.peak >= taken.nbytes * 0.9
+
+
+@pytest.mark.parametrize(("peak", "known"), [(0, False), (5, True)])
+def test_a_peak_below_the_start_is_none_above_it_and_an_untold_one_is_unknown(monkeypatch, peak, known):
+    meter = MemoryMeter(CPU)
+    with meter.first_step(torch.zeros(1), (), ()):
+        pass
+    monkeypatch.setattr("conversion_retrieval.training.memory._process_bytes", lambda _: peak)
+    footprint = meter.footprint(tables=(), parameters=(), optimizer_state=())
+    assert (footprint is not None) is known
+    assert footprint is None or footprint.peak == 0
 
 
 def test_the_ratio_is_the_peak_over_what_must_be_held():

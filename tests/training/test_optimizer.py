@@ -7,9 +7,9 @@ from torch import nn
 from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.training.optimizer import (
     MAX_DENSE_ROWS,
+    choose_optimizer,
     learning_rate_factor,
     make_optimizer,
-    updates_sparsely,
 )
 
 
@@ -68,26 +68,33 @@ def test_biases_do_not_decay():
 def test_gradients_are_clipped_to_their_common_norm(name):
     model = Model(sparse=name == "adamw_sparse")
     optimizer = make_optimizer([("model", model)], TrainingConfig(max_gradient_norm=0.5), total_steps=10)
-    model.linear(model.table(torch.tensor([2, 5]))).sum().backward()
-    # Table rows: six ones; linear weight: three twos; bias: one two.
-    assert optimizer.clip().item() == pytest.approx(math.sqrt(6 + 12 + 4))
+    model.linear(model.table(torch.tensor([2, 5, 2]))).sum().backward()
+    # Table rows: three twos, three ones; linear weight: three threes; bias: one three.
+    assert optimizer.clip().item() == pytest.approx(math.sqrt(12 + 3 + 27 + 9))
     gradients = [g.to_dense() for p in model.parameters() if (g := p.grad) is not None]
     assert math.sqrt(sum(g.square().sum().item() for g in gradients)) == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "device", "full_softmax", "rows", "expected"),
+    ("optimizer", "device", "processes", "full_softmax", "rows", "expected"),
     [
-        ("auto", "cpu", False, MAX_DENSE_ROWS + 1, True),
-        ("auto", "cpu", False, MAX_DENSE_ROWS, False),
-        ("auto", "cpu", True, MAX_DENSE_ROWS + 1, False),
-        ("auto", "cuda", False, MAX_DENSE_ROWS + 1, False),
-        ("adamw", "cpu", False, MAX_DENSE_ROWS + 1, False),
-        ("adamw_sparse", "cuda", True, 2, True),
+        ("auto", "cpu", 1, False, MAX_DENSE_ROWS + 1, "adamw_sparse"),
+        ("auto", "cpu", 1, False, MAX_DENSE_ROWS, "adamw"),
+        ("auto", "cpu", 1, True, MAX_DENSE_ROWS + 1, "adamw"),
+        ("auto", "cpu", 2, False, MAX_DENSE_ROWS + 1, "adamw"),
+        ("auto", "cuda", 1, False, MAX_DENSE_ROWS + 1, "adamw"),
+        ("adamw", "cpu", 1, False, MAX_DENSE_ROWS + 1, "adamw"),
+        ("adamw_sparse", "cuda", 2, True, 2, "adamw_sparse"),
     ],
 )
 def test_large_tables_of_sampled_softmaxes_are_updated_sparsely_on_a_cpu(
-    optimizer, device, full_softmax, rows, expected
+    optimizer, device, processes, full_softmax, rows, expected
 ):
-    config = TrainingConfig(optimizer=optimizer)
-    assert updates_sparsely(config, torch.device(device), full_softmax=full_softmax, table_rows=rows) is expected
+    found = choose_optimizer(
+        TrainingConfig(optimizer=optimizer),
+        torch.device(device),
+        processes=processes,
+        full_softmax=full_softmax,
+        table_rows=rows,
+    )
+    assert found == expected

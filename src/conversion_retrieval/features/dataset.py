@@ -103,7 +103,7 @@ class Events:
 def windows_before(values: NDArray[Any], end: NDArray[np.int64], length: int) -> NDArray[Any]:
     """``values[end - length:end]`` for each of ``end`` [B], a copy: [B, length].
 
-    What would lie before the first value is zero or any value: callers know what they asked for.
+    What would lie before the first value is zero or any value: callers must mask it.
     """
     if not length:
         return np.empty((len(end), 0), values.dtype)
@@ -253,6 +253,7 @@ class FeatureDataset:
         self, user: NDArray[np.integer], end: NDArray[np.int64], time: NDArray[np.int64], length: int
     ) -> dict[str, NDArray[Any]]:
         """The windows of ``length`` events before ``end``, [B, length] each, as keywords of ``QueryArrays``."""
+        end = np.where(user >= 0, end, 0)
         count = np.where(user >= 0, end - self.events.offsets[np.maximum(user, 0)], 0)
         padding = np.arange(length, 0, -1) > count[:, None]
 

@@ -46,5 +46,5 @@ class LossConfig:
             raise ValueError(f"task_weights knows conversion and engagement, found {sorted(unknown)}")
         if self.uniform_negatives < 0:
             raise ValueError(f"uniform_negatives must not be negative, found {self.uniform_negatives}")
-        if self.softmax == "sampled" and not (self.in_batch_negatives or self.uniform_negatives):
-            raise ValueError("a sampled softmax needs in_batch_negatives or uniform_negatives")
+        if self.softmax != "full" and not (self.in_batch_negatives or self.uniform_negatives):
+            raise ValueError('a softmax other than "full" needs in_batch_negatives or uniform_negatives')

@@ -16,7 +16,8 @@ def attend_fixed(queries: Tensor, context: Tensor, visible: Tensor, eps: float =
 
     ``queries`` [H, D] are the same for all rows, ``context`` [B, L, D]; only positions with ``visible`` [B, L] count,
     and all of them where none does. The norm has no weight and no bias: a weight belongs into the queries and the
-    result, and a bias moves every score of a row by the same and the result by itself.
+    result, and a bias moves every score of a row by the same and the result by itself. As ``x - mean(x)`` is never
+    made, digits are lost where the mean of a position is many times its deviation.
     """
     with torch.autocast(context.device.type, enabled=False):
         attended: Tensor = _AttendFixed.apply(queries.float(), context.float(), visible, eps)  # type: ignore[no-untyped-call]  # torch declares it so
@@ -34,16 +35,16 @@ class _AttendFixed(torch.autograd.Function):
         inverse = torch.rsqrt((squares - mean.square()).clamp(min=0) + eps)  # r, [B, 1, L]
         scores = (context @ _centred(queries).T).transpose(1, 2) * inverse
         shares = scores.masked_fill(~visible.unsqueeze(1), torch.finfo(scores.dtype).min).softmax(-1)
-        ctx.save_for_backward(queries, context, mean, inverse, scores, shares)
+        ctx.save_for_backward(queries, context, visible, mean, inverse, scores, shares)
         return _pooled(shares * inverse, context, mean)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        queries, context, mean, inverse, scores, shares = ctx.saved_tensors
+        queries, context, visible, mean, inverse, scores, shares = ctx.saved_tensors
         gradient, queries = _centred(gradient), _centred(queries)
         of_shares = gradient @ context.transpose(1, 2) * inverse
-        of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True))
+        of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * visible.unsqueeze(1)
         of_queries = _pooled(of_scores * inverse, context, mean).sum(0)
         # The gradient of n is g = shares' gradient + of_scores' queries; that of x is r (g - mean(g) - n mean(g n)).
         along = (shares * of_shares + of_scores * scores).sum(1, keepdim=True) / context.shape[-1] * inverse.square()

@@ -24,7 +24,10 @@ STATE_FILE: Final = "state.json"
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a run is: ``step`` steps done, the next is batch ``index`` of ``epoch``; and how validation went."""
+    """Where a run is: ``step`` steps done, the next is batch ``index`` of ``epoch``; and how validation went.
+
+    ``optimizer`` is the one that was chosen at the start: a run keeps it when it goes on somewhere else.
+    """
 
     step: int = 0
     epoch: int = 0
@@ -34,6 +37,7 @@ class Position:
     best_value: float = -1.0
     best_step: int = -1
     stale_validations: int = 0
+    optimizer: str = ""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -18,8 +18,9 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     embedding_learning_rate: float = 0.0  # 0 is the same as learning_rate
     weight_decay: float = 1e-4
-    # "adamw_sparse" updates only the embedding rows that a batch touched: for id tables far larger than a batch. "auto"
-    # takes it on CPUs for sampled softmaxes over id tables of more than ``training.optimizer.MAX_DENSE_ROWS`` rows.
+    # "adamw_sparse" updates only the embedding rows that a batch touched, for id tables far larger than a batch; they
+    # have neither weight decay nor a moving average then. "auto" takes it on a CPU for sampled softmaxes over id tables
+    # of more than ``training.optimizer.MAX_DENSE_ROWS`` rows.
     optimizer: Literal["auto", "adamw", "adamw_sparse"] = "auto"
     warmup_steps: int = 50
     decay: Literal["cosine", "constant"] = "cosine"

@@ -106,7 +106,7 @@ class MemoryMeter:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         highest = _process_bytes("VmHWM")
-        # A process that shrank before the meter began may never have been as large again.
+        # The kernel counts pages thread by thread, so the two figures may be a few apart.
         return max(highest - self._fixed, 0) if highest else None
 
 

@@ -10,10 +10,10 @@ from conversion_retrieval.training.examples import Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Numbering:
-    """Numbers items 0..``num_items``, or the unknown one, -1.
+    """Numbers items below ``num_items``, and the unknown one, -1.
 
-    The array of all items is kept from batch to batch and never cleared: only what was written for this batch may be
-    read. So one batch at a time, and one numbering for each list of items that is asked for later.
+    The array of all items is kept from batch to batch and never cleared: only what was assigned last may be read. Two
+    lists that are asked for in turn need a numbering each.
     """
 
     num_items: int
@@ -24,7 +24,7 @@ class Numbering:
         object.__setattr__(self, "_number", np.zeros(self.num_items + 1, np.int32))
 
     def distinct(self, *items: NDArray[np.integer]) -> Indices:
-        """The known items among all of ``items``, of any shapes, once each and sorted."""
+        """The known items among all of ``items``, of any shapes, once each and sorted. Ends what was assigned."""
         flat = np.concatenate([part.reshape(-1) for part in items])
         place = np.arange(len(flat), dtype=np.int32)
         self._number[flat] = place

@@ -15,11 +15,17 @@ from conversion_retrieval.training.config import TrainingConfig
 MAX_DENSE_ROWS: Final = 100_000
 
 
-def updates_sparsely(config: TrainingConfig, device: torch.device, *, full_softmax: bool, table_rows: int) -> bool:
-    """Whether to train embedding tables lazily; the full softmax touches every row in every step."""
+def choose_optimizer(
+    config: TrainingConfig, device: torch.device, *, processes: int, full_softmax: bool, table_rows: int
+) -> str:
+    """``adamw`` or ``adamw_sparse``, what ``auto`` means here.
+
+    The full softmax touches every row of a table in every step, and several processes exchange whole tables.
+    """
     if config.optimizer != "auto":
-        return config.optimizer == "adamw_sparse"
-    return device.type == "cpu" and not full_softmax and table_rows > MAX_DENSE_ROWS
+        return config.optimizer
+    pays = device.type == "cpu" and processes == 1 and not full_softmax and table_rows > MAX_DENSE_ROWS
+    return "adamw_sparse" if pays else "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +33,13 @@ class Optimizer:
     """One or two torch optimisers that step together; ``parameters`` by name.
 
     Sparse tables (``adamw_sparse``) are updated by ``torch.optim.SparseAdam``, which touches a row's moments only in
-    steps that touch the row, and applies no weight decay.
+    steps that touch the row, and applies no weight decay; nor are they averaged (``training.averaging``).
     """
 
     parameters: dict[str, nn.Parameter]
     parts: tuple[torch.optim.Optimizer, ...]
     config: TrainingConfig
     total_steps: int
-
-    @property
-    def name(self) -> str:
-        """What ``training.optimizer`` calls it."""
-        return "adamw" if len(self.parts) == 1 else "adamw_sparse"
 
     def step(self, number: int) -> None:
         """Update with the learning rate of step ``number`` (from 0) and clear the gradients."""
@@ -51,7 +52,13 @@ class Optimizer:
 
     def clip(self) -> Tensor:
         """Scale gradients down to ``max_gradient_norm``; returns their norm before, a scalar."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradients = []
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                # Rows looked up several times count as their sum, as in a dense gradient.
+                parameter.grad = parameter.grad.coalesce()
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
         norm = torch.nn.utils.get_total_norm([_values(gradient) for gradient in gradients])
         if self.config.max_gradient_norm > 0:
             factor = (self.config.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -25,7 +25,7 @@ class Pool:
 
     def is_candidate(self, items: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether each of ``items``, in the pool or not, is among the candidates."""
-        # An item that is not in the pool may have any number, but never stands there.
+        # An item that is not in the pool may have any number, but the candidate of that number is another.
         there: NDArray[np.bool_] = self.candidates.take(self.positions(items), mode="clip") == items
         return there
 

@@ -1,8 +1,8 @@
 """Where the popularity bias starts: the best linear score of items that knows nothing of the query.
 
-It is a conditional logit model (McFadden, 1974) of the training conversions: at each snapshot the chosen items against
-all others, by their performance features. Which counts and half-lives tell most differs from data set to data set by
-more than a short training can find out.
+It is a conditional logit model (McFadden, 1974) of the conversions trained on (of the engagements where there are
+none): at each snapshot the chosen items against all others, by their performance features. Which counts and half-lives
+tell most differs from data set to data set by more than a short training can find out.
 """
 
 from dataclasses import dataclass

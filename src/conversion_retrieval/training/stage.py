@@ -27,7 +27,7 @@ from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
-from conversion_retrieval.training.optimizer import make_optimizer, updates_sparsely
+from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
 from conversion_retrieval.training.popularity import start_popularity
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
@@ -92,13 +92,14 @@ def make_trainer(
     position = found.position if found else Position()
     writes = log_dir is not None and shard.rank == 0
     sizes = InputSizes.of(dataset.spec)
-    sparse = updates_sparsely(
+    position.optimizer = position.optimizer or choose_optimizer(
         config.training,
         device,
+        processes=shard.world_size,
         full_softmax=builder.full,
         table_rows=id_table_rows(sizes.items.num_ids, config.model),
     )
-    learner = _learner(sizes, config, steps, device, shard, sparse=sparse)
+    learner = _learner(sizes, config, steps, device, shard, sparse=position.optimizer == "adamw_sparse")
     if found is None:
         _start(learner.model, builder, seed=config.model.seed)
     trainer = Trainer(
@@ -186,7 +187,7 @@ def _say_what_is_trained(trainer: Trainer, config: PipelineConfig) -> None:
     softmax = "full" if trainer.builder.full else "sampled"
     say(
         f"training on {examples.num_queries:,} queries with {len(examples.positives.item):,} positives, "
-        f"{softmax} softmax over {num_items:,} items, {trainer.learner.optimizer.name}, "
+        f"{softmax} softmax over {num_items:,} items, {trainer.position.optimizer}, "
         f"{trainer.learner.device.type}, {'bf16' if trainer.learner.bf16 else 'fp32'}"
     )
 
@@ -218,7 +219,7 @@ def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
         "embedding_dim": learner.model.output_dim,
         "temperature": float(learner.objective.temperature().detach()),
         "softmax": "full" if trainer.builder.full else "sampled",
-        "optimizer": learner.optimizer.name,
+        "optimizer": position.optimizer,
         "precision": "bf16" if learner.bf16 else "fp32",
         "device": learner.device.type,
         "processes": learner.shard.world_size,
