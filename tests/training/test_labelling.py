@@ -53,6 +53,24 @@ def test_a_query_excludes_what_its_user_wanted_anywhere_in_the_batch(full):
     assert excluded_items(labels, pool) == expected
 
 
+@pytest.mark.parametrize("scope", ["batch", "training_window"])
+def test_batches_after_each_other_are_labelled_as_if_each_were_the_first(scope):
+    config = LossConfig(softmax="sampled", uniform_negatives=3, same_user_scope=scope)
+
+    def maker() -> LabelMaker:
+        return LabelMaker(examples=EXAMPLES, losses=config, full=False, shard=Shard(), device=torch.device("cpu"))
+
+    shared = maker()
+    for snapshot, rows in batch_order(EXAMPLES, 8, 0, 0):
+        (labels, pool), (fresh_labels, fresh_pool) = (
+            one.make(snapshot, rows, np.random.default_rng(0)) for one in (shared, maker())
+        )
+        assert pool.items.tolist() == fresh_pool.items.tolist()
+        assert excluded_items(labels, pool) == excluded_items(fresh_labels, fresh_pool)
+        for task, positives in labels.positives.items():
+            assert positives.candidate.tolist() == fresh_labels.positives[task].candidate.tolist()
+
+
 def window_wanted(user: int) -> set[int]:
     """Every item that any training query of the user has as a positive, query by query."""
     queries = np.flatnonzero(EXAMPLES.split.user == user)

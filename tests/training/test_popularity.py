@@ -65,9 +65,14 @@ def test_bias_starts_from_the_training_positives(task, monkeypatch):
     trainer = make_trainer(world, small_config())
     assert trainer.learner.model.bias is not None
     torch.testing.assert_close(trainer.learner.model.bias.linear.weight.detach(), torch.ones(1, 1))
-    positives = world.split("train").positives
-    counts = sum(np.bincount(np.zeros(len(p.counts), int), weights=p.counts)[0] for p in fitted[0])
-    assert counts == len(positives.item)
+    split = world.split("train")
+    snapshot, item = split.snapshot[split.positives.query], split.positives.item
+    for number, part in enumerate(fitted[0]):
+        chosen, counts = np.unique(item[snapshot == number], return_counts=True)
+        assert part.counts[: len(chosen)].tolist() == counts.tolist()
+        assert not part.counts[len(chosen) :].any()
+        np.testing.assert_array_equal(part.features[: len(chosen)], world.performance_rows(chosen, number))
+    assert len(fitted[0]) == len(np.unique(snapshot))
 
 
 def test_bias_starts_from_engagements_where_conversions_are_not_trained_on(monkeypatch):
