@@ -55,13 +55,19 @@ def test_a_sample_of_the_items_not_chosen_stands_for_all_of_them():
     assert np.abs(biased - whole).max() > 0.15
 
 
-@pytest.mark.parametrize("task", [0, 1], ids=["conversions", "engagements"])
-def test_bias_starts_from_the_training_positives(task, monkeypatch):
-    world = separable_world(num_users=60, tasks=(task,))
-    fitted = []
+@pytest.fixture
+def fitted(monkeypatch):
+    """What models are fitted to, for each model; all their weights become one."""
+    calls = []
     monkeypatch.setattr(
-        popularity, "conditional_logit", lambda parts, width: fitted.append(parts) or np.ones(width, np.float32)
+        popularity, "conditional_logit", lambda parts, width: calls.append(parts) or np.ones(width, np.float32)
     )
+    return calls
+
+
+@pytest.mark.parametrize("task", [0, 1], ids=["conversions", "engagements"])
+def test_bias_starts_from_the_training_positives(task, fitted):
+    world = separable_world(num_users=60, tasks=(task,))
     trainer = make_trainer(world, small_config())
     assert trainer.learner.model.bias is not None
     torch.testing.assert_close(trainer.learner.model.bias.linear.weight.detach(), torch.ones(1, 1))
@@ -75,12 +81,8 @@ def test_bias_starts_from_the_training_positives(task, monkeypatch):
     assert len(fitted[0]) == len(np.unique(snapshot))
 
 
-def test_bias_starts_from_engagements_where_conversions_are_not_trained_on(monkeypatch):
+def test_bias_starts_from_engagements_where_conversions_are_not_trained_on(fitted):
     world = separable_world(num_users=60, tasks=(0, 1))
-    fitted = []
-    monkeypatch.setattr(
-        popularity, "conditional_logit", lambda parts, width: fitted.append(parts) or np.ones(width, np.float32)
-    )
     make_trainer(world, small_config(losses={"task_weights": {"conversion": 0.0, "engagement": 1.0}}))
     engagements = (world.split("train").positives.task == 1).sum()
     assert sum(part.counts.sum() for part in fitted[0]) == engagements

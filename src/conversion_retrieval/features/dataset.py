@@ -253,9 +253,9 @@ class FeatureDataset:
         self, user: NDArray[np.integer], end: NDArray[np.int64], time: NDArray[np.int64], length: int
     ) -> dict[str, NDArray[Any]]:
         """The windows of ``length`` events before ``end``, [B, length] each, as keywords of ``QueryArrays``."""
-        end = np.where(user >= 0, end, 0)
-        count = np.where(user >= 0, end - self.events.offsets[np.maximum(user, 0)], 0)
-        padding = np.arange(length, 0, -1) > count[:, None]
+        first = self.events.offsets[np.maximum(user, 0)]
+        end = np.where(user >= 0, end, first)
+        padding = np.arange(length, 0, -1) > (end - first)[:, None]
 
         def window(values: NDArray[Any], kind: type, missing: int) -> NDArray[Any]:
             taken: NDArray[Any] = values.astype(kind, copy=False)

@@ -1,6 +1,7 @@
 """Numbers for the distinct items of a batch, at a cost that depends on the batch and not on the catalogue."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,10 @@ class Numbering:
     """
 
     num_items: int
-    _number: NDArray[np.int32] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Make room for every item and the unknown one."""
-        object.__setattr__(self, "_number", np.zeros(self.num_items + 1, np.int32))
+    @cached_property
+    def _number(self) -> NDArray[np.int32]:
+        return np.zeros(self.num_items + 1, np.int32)  # the last is that of the unknown item
 
     def distinct(self, *items: NDArray[np.integer]) -> Indices:
         """The known items among all of ``items``, of any shapes, once each and sorted. Ends what was assigned."""

@@ -52,17 +52,11 @@ class Optimizer:
 
     def clip(self) -> Tensor:
         """Scale gradients down to ``max_gradient_norm``; returns their norm before, a scalar."""
-        gradients = []
-        for parameter in self.parameters.values():
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                # Rows looked up several times count as their sum, as in a dense gradient.
-                parameter.grad = parameter.grad.coalesce()
-            if parameter.grad is not None:
-                gradients.append(parameter.grad)
-        norm = torch.nn.utils.get_total_norm([_values(gradient) for gradient in gradients])
+        gradients = [_values(p) for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if self.config.max_gradient_norm > 0:
             factor = (self.config.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([_values(gradient) for gradient in gradients], factor)
+            torch._foreach_mul_(gradients, factor)
         return norm
 
     def state(self) -> dict[str, Tensor]:
@@ -119,8 +113,13 @@ def _group(parameters: list[nn.Parameter], rate: float, decay: float) -> dict[st
     return {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
 
-def _values(gradient: Tensor) -> Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The numbers of its gradient. A sparse one is coalesced first: rows looked up several times count as their sum."""
+    assert parameter.grad is not None
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = parameter.grad.coalesce()
+    return parameter.grad._values()
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainingConfig) -> float:

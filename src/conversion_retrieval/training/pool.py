@@ -1,6 +1,6 @@
 """Which items a batch encodes and contrasts: the whole catalogue, or what the sampling pools drew."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +54,11 @@ def draw_pool(
 ) -> Pool:
     """The union of in-batch positives and uniform draws; ``others`` (hard negatives) are encoded but no candidates."""
     drawn = generator.integers(0, numbering.num_items, config.uniform_negatives)
-    rest = numbering.distinct(others) if config.in_batch_negatives else numbering.distinct(positives, others)
+    own = numbering.distinct(positives, others)
     candidates = numbering.distinct(positives, drawn) if config.in_batch_negatives else numbering.distinct(drawn)
-    numbering.assign(candidates)
-    pool = Pool(items=candidates, num_candidates=len(candidates), numbering=numbering)
-    outside = rest[~pool.is_candidate(rest)]
-    items = np.concatenate([candidates, outside])
+    items = np.concatenate([candidates, np.setdiff1d(own, candidates, assume_unique=True)])
     numbering.assign(items)
-    return replace(pool, items=items)
+    return Pool(items=items, num_candidates=len(candidates), numbering=numbering)
 
 
 def log_inclusion(
