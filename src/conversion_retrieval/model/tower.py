@@ -1,13 +1,11 @@
 """One tower's body: explicit crosses and an MLP on the same input, side by side or one after the other."""
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
 from conversion_retrieval.model.config import TowerConfig
 from conversion_retrieval.model.cross import CrossNetwork
+from conversion_retrieval.model.mlp import Mlp
 
 
 class Tower(nn.Module):
@@ -21,7 +19,7 @@ class Tower(nn.Module):
         super().__init__()
         self.parallel = config.layout == "parallel"
         self.cross = CrossNetwork(input_dim, config.cross_layers, config.cross_rank)
-        self.mlp = mlp(input_dim, config.hidden_sizes, config.dropout)
+        self.mlp = Mlp(input_dim, config.hidden_sizes, config.dropout)
         hidden = config.hidden_sizes[-1] if config.hidden_sizes else input_dim
         self.output_dim = input_dim + hidden if self.parallel else hidden
 
@@ -30,11 +28,3 @@ class Tower(nn.Module):
         crossed = self.cross(x)
         encoded: Tensor = torch.cat([crossed, self.mlp(x)], dim=-1) if self.parallel else self.mlp(crossed)
         return encoded
-
-
-def mlp(input_dim: int, hidden_sizes: Sequence[int], dropout: float) -> nn.Sequential:
-    """Linear, ReLU and dropout a layer."""
-    layers: list[nn.Module] = []
-    for size_in, size_out in pairwise((input_dim, *hidden_sizes)):
-        layers += [nn.Linear(size_in, size_out), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
