@@ -46,7 +46,7 @@ def test_group_borders_of_the_output_change_no_content(rows, tmp_path, monkeypat
     whole = build_world(tmp_path / "whole", rows)
     monkeypatch.setattr("conversion_retrieval.features.merge.QUERIES_PER_GROUP", 7)
     pieces = build_world(tmp_path / "pieces", rows, config=short_config(features={**WINDOWS, "num_partitions": 4}))
-    for name in ("train", "validation", "test"):
+    for name in ("train", "validation", "test", "recent"):
         assert pieces.queries(name) == whole.queries(name)
         assert pieces.positives(name) == whole.positives(name)
 
@@ -192,10 +192,10 @@ def test_an_explicit_as_of_hides_all_that_was_reported_later(tmp_path, rows):
 def test_gap_and_maturity_move_the_windows(tmp_path, rows):
     split = {"validation_days": 5, "test_days": 5, "gap_days": 1, "maturity_days": 2, "train_days": 10}
     world = build_world(tmp_path, rows, config=short_config(split=split))
-    spans = {name: world.window(name) for name in ("train", "validation", "test")}
+    spans = {name: world.window(name) for name in ("train", "validation", "test", "recent")}
     end = spans["test"][1] + 2 * DAY
     relative = {name: [(t - end) / DAY for t in span] for name, span in spans.items()}
-    assert relative == {"train": [-24, -14], "validation": [-13, -8], "test": [-7, -2]}
+    assert relative == {"train": [-24, -14], "validation": [-13, -8], "test": [-7, -2], "recent": [-14, -8]}
 
 
 def test_features_json_is_strict_json(tmp_path, rows):

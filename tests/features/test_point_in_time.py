@@ -17,7 +17,7 @@ ADVERTISER = {f"i{row}": f"a{row % 3}" for row in range(6)}
 # A seed does not get simpler by shrinking, so a failure is reported as found.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 EXAMPLES = settings(max_examples=8, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "recent")
 
 
 def built(seed, **sections):
@@ -38,15 +38,16 @@ def built(seed, **sections):
 def test_queries_and_positives_equal_attribution_by_hand(seed, level, keep, session):
     labels = {"attribution_level": level, "keep_unattributed": keep, "session_minutes": session, **LABELS}
     for world, events, config in built(seed, labels=labels):
-        expected = slow.request_positives(
-            events, ADVERTISER, config.labels, world.window("train"), world.known_at("train")
-        )
-        queries = world.queries("train")
-        assert sorted(set(queries), key=str) == sorted({(e["user_id"], *k) for e, k, _ in expected}, key=str)
-        assert len(set(queries)) == len(queries), "requests with one key share one query"
-        found = [(*queries[q], item, kind, attributed) for q, item, kind, attributed, *_ in world.positives("train")]
-        wanted = [(e["user_id"], *k, e["item_id"], e["event_type"], a) for e, k, a in expected]
-        assert sorted(found, key=str) == sorted(wanted, key=str)
+        for name in ("train", "recent"):
+            expected = slow.request_positives(
+                events, ADVERTISER, config.labels, world.window(name), world.known_at(name)
+            )
+            queries = world.queries(name)
+            assert sorted(set(queries), key=str) == sorted({(e["user_id"], *k) for e, k, _ in expected}, key=str)
+            assert len(set(queries)) == len(queries), "requests with one key share one query"
+            found = [(*queries[q], item, kind, attributed) for q, item, kind, attributed, *_ in world.positives(name)]
+            wanted = [(e["user_id"], *k, e["item_id"], e["event_type"], a) for e, k, a in expected]
+            assert sorted(found, key=str) == sorted(wanted, key=str)
 
 
 LABELS = {"click_window_days": 6, "view_window_days": 3}
@@ -82,10 +83,12 @@ def test_window_queries_ask_at_anchors_for_what_follows(seed, stride):
         for name in SPLITS:
             start, end = world.window(name)
             anchors, span = [start], end - start
-            if name == "train":
+            if name in ("train", "recent"):
                 span = width * slow.DAY
-                count = int((end - span - start) // (stride * slow.DAY)) + 1
+                count = int((end - span - world.window("train")[0]) // (stride * slow.DAY)) + 1
                 anchors = [end - span - round(k * stride * slow.DAY) for k in range(count)]
+            if name == "recent":  # what a window holds must not all be known to the training window
+                anchors = [anchor for anchor in anchors if anchor + span > start]
             expected = slow.window_positives(
                 events,
                 ADVERTISER,

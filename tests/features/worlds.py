@@ -48,7 +48,7 @@ class Built:
     def known_at(self, name):
         """When labels of a split had to be known."""
         text = self.dataset.metadata["windows"]["known_until"]
-        return self.window("train")[1] if name == "train" else parse_time(text)
+        return self.window(name)[1] if name in ("train", "recent") else parse_time(text)
 
     def queries(self, name):
         """(user, time, surface, context item, context embedding) of each query, in ids."""

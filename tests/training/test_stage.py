@@ -45,8 +45,9 @@ def test_the_artifact_holds_what_the_contract_lists(trained, built):
         "spec": read_manifest(built["spec_dir"], kind="spec").digest,
     }
     curve = pq.read_table(trained / "model" / "training_curve.parquet").to_pandas()
-    assert {"train", "validation"} == set(curve["split"])
+    assert {"train", "validation", "recent"} == set(curve["split"])
     assert list((trained / "logs").glob("events.out.tfevents.*"))
+    assert list((trained / "logs" / "recent").glob("events.out.tfevents.*"))
 
 
 def test_returned_recall_is_the_best_of_the_curve(trained):
@@ -57,9 +58,9 @@ def test_returned_recall_is_the_best_of_the_curve(trained):
 
 
 def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path):
-    before = sorted((trained / "checkpoints").iterdir())
+    before = sorted((trained / "checkpoints").rglob("*"))
     train(**built, model_dir=tmp_path / "model", config=built_config(), checkpoint_dir=trained / "checkpoints")
-    assert sorted((trained / "checkpoints").iterdir()) == before
+    assert sorted((trained / "checkpoints").rglob("*")) == before
     weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -25,6 +25,7 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "no_engagement_task": {"losses.task_weights": {"conversion": 1.0, "engagement": 0.0}},
         # A memory is a history too, and the only one that some configurations have.
         "no_history": {"model.history.encoder": "none", "model.memory_dim": 0},
+        "no_recent_steps": {"training.recent_epochs": 0},
         # Full softmax needs no logQ: the correction is switched off beside its own sampled reference.
         "sampled_softmax": {"losses.softmax": "sampled"},
         "sampled_softmax_no_logq": {"losses.softmax": "sampled", "losses.logq_correction": False},

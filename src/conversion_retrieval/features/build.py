@@ -28,13 +28,13 @@ from conversion_retrieval.features.label_statistics import (
     weight_statistics,
 )
 from conversion_retrieval.features.merge import SplitFiles, load, order_queries, write_history
-from conversion_retrieval.features.partitions import SPLITS, Plan, make_partitions
+from conversion_retrieval.features.partitions import Plan, make_partitions
 from conversion_retrieval.features.performance import BinnedCounts, merge_counts, snapshot_grid
 from conversion_retrieval.features.performance_files import PerformanceSummary, write_performance
 from conversion_retrieval.features.spec import SPEC_FILE, FeatureSpec, Statistic, read_spec
 from conversion_retrieval.features.statistics import Moments
 from conversion_retrieval.features.timeline import aggregate_names
-from conversion_retrieval.features.windows import FOREVER, SplitWindows, split_windows
+from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows, split_windows
 from conversion_retrieval.progress import say
 from conversion_retrieval.schema import TIMESTAMP
 
@@ -195,7 +195,7 @@ class _Build:
         write_history(self._directories, features_dir / "events", self._users.event_rows, self._users.table.num_rows)
         names = aggregate_names(config)
         for split in SPLITS:
-            limit = 0 if split == "train" else self._config.split.max_evaluation_queries
+            limit = 0 if split in TRAINING_SPLITS else self._config.split.max_evaluation_queries
             files = SplitFiles(
                 directory=features_dir / split, snapshot_times=self._grid.times, num_aggregates=len(names)
             )
@@ -333,7 +333,7 @@ def _check_training(features_dir: Path, windows: SplitWindows) -> None:
             f"expected engagements or conversions on catalogue items between {span['start']} and {span['end']} to "
             "train on, found none: check split.* and labels.* or bring a longer log"
         )
-    for split in SPLITS[1:]:
+    for split in ("validation", "test"):
         if pq.read_metadata(features_dir / split / "positives.parquet").num_rows == 0:
             say(f"build_features: the {split} window holds no positives")
 

@@ -17,10 +17,10 @@ from conversion_retrieval.contracts import read_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.inputs import EntityTable, QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.features.windows import SPLITS
 from conversion_retrieval.schema import EVENT_TYPES
 
 DAY: Final = 86_400_000_000  # microseconds
-SPLITS: Final = ("train", "validation", "test")
 RECENT_SNAPSHOTS: Final = 4
 
 
@@ -229,7 +229,7 @@ class FeatureDataset:
         return len(self.stored_performance.times)
 
     def split(self, name: str) -> Split:
-        """The split called ``train``, ``validation`` or ``test``."""
+        """The split called ``train``, ``validation``, ``test`` or ``recent``."""
         if name not in SPLITS:
             raise UserError(f"expected one of {', '.join(SPLITS)}, found {name!r}")
         return _open_split(self, name)

@@ -31,10 +31,9 @@ from conversion_retrieval.features.queries import (
     split_positives,
 )
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
-from conversion_retrieval.features.windows import FOREVER, SplitWindows
+from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows
 from conversion_retrieval.schema import EVENT_TYPES
 
-SPLITS: Final = ("train", "validation", "test")
 EVENTS_PER_PARTITION: Final = 1_000_000
 
 
@@ -114,7 +113,8 @@ def _build(plan: Plan, partition: Partition, directory: Path) -> None:
     for name in SPLITS:
         chosen = split_positives(block, labelled, history, name, plan.windows, plan.split)
         queries, query = group_queries(block, chosen)
-        windowed = (plan.split.training_queries if name == "train" else plan.split.evaluation_queries) != "request"
+        trained = name in TRAINING_SPLITS
+        windowed = (plan.split.training_queries if trained else plan.split.evaluation_queries) != "request"
         found = positives(
             block,
             chosen,
@@ -122,7 +122,7 @@ def _build(plan: Plan, partition: Partition, directory: Path) -> None:
             history,
             plan.labels,
             duration_cap=plan.duration_cap,
-            distinct=windowed or name != "train",
+            distinct=windowed or not trained,
         )
         _save_split(directory / name, plan, partition, block, known, history, queries, found)
 
@@ -211,12 +211,12 @@ def _save_split(
     }
     _save(directory / "queries", **columns)
     _save(directory / "positives", **{f.name: getattr(found, f.name) for f in fields(found)})
-    if directory.name == "train":
+    if directory.name in TRAINING_SPLITS:
         query, item = hard_negatives(
             block,
             queries,
             found,
-            plan.windows.train,
+            plan.windows[directory.name],
             plan.labels,
             user_rows=partition.user_rows,
             seed=plan.split.seed,

@@ -13,6 +13,8 @@ DAY: Final = 86_400 * SECOND
 WEEK: Final = 7 * DAY
 MIN_DAYS_FOR_MIDNIGHT: Final = 10
 FOREVER: Final = 2**62
+TRAINING_SPLITS: Final = ("train", "recent")
+SPLITS: Final = ("train", "validation", "test", "recent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,11 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitWindows:
-    """The three windows by query time; ``known_until`` is when the log was taken: later reports are not in it.
+    """The windows by query time; ``known_until`` is when the log was taken: later reports are not in it.
 
     A training run at the end of its window knows only what was reported before that end, so labels of ``train`` are
-    cut there; labels of ``validation`` and ``test`` use all that is known.
+    cut there; labels of ``validation`` and ``test`` use all that is known. ``recent`` is what a model may still learn
+    from when validation is over: from the end of ``train`` on, as known before ``test``.
     """
 
     train: Window
@@ -36,6 +39,11 @@ class SplitWindows:
     test: Window
     as_of: int
     known_until: int
+
+    @property
+    def recent(self) -> Window:
+        """What came after the training window, up to the test window and its gap."""
+        return Window(start=self.train.end, end=self.validation.end)
 
     def __getitem__(self, name: str) -> Window:
         """The window of a split."""
@@ -45,11 +53,11 @@ class SplitWindows:
 
     def known_at(self, name: str) -> int:
         """The moment before which a label of this split must have been reported."""
-        return self.train.end if name == "train" else self.known_until
+        return self[name].end if name in TRAINING_SPLITS else self.known_until
 
     def described(self) -> dict[str, Any]:
         """Boundaries as ISO times, for ``features.json``."""
-        spans = {n: {"start": iso(self[n].start), "end": iso(self[n].end)} for n in ("train", "validation", "test")}
+        spans = {n: {"start": iso(self[n].start), "end": iso(self[n].end)} for n in SPLITS}
         return {**spans, "as_of": iso(self.as_of), "known_until": iso(self.known_until)}
 
 

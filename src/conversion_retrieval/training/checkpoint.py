@@ -6,7 +6,7 @@ No random state is stored: everything random derives from the seed, the epoch an
 import json
 import shutil
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,10 @@ class Checkpoints:
     directory: Path
     fingerprint: str
     keep: int
+
+    def below(self, name: str) -> "Checkpoints":
+        """Those of a part of the run that has positions of its own."""
+        return replace(self, directory=self.directory / name)
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a new checkpoint, its manifest last, then remove the oldest beyond ``keep``."""

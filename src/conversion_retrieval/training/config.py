@@ -29,6 +29,10 @@ class TrainingConfig:
     average_decay: float = 0.99
     early_stopping_metric: str = "conversion/recall@100"
     patience: int = 3  # validations without improvement
+    # What follows when validation is over: so many epochs over the queries since the training window's end, with this
+    # share of the learning rate, so that what is promoted knows the time up to the test window. 0 is none.
+    recent_epochs: int = 3
+    recent_rate_share: float = 0.3
     validate_every_steps: int = 0  # 0 is once an epoch
     max_validation_queries: int = 20_000  # a seeded sample of them when there are more
     checkpoint_every_steps: int = 0  # 0 is at each validation
@@ -49,6 +53,11 @@ class TrainingConfig:
             raise ValueError(
                 "patience, keep_checkpoints and max_validation_queries must be at least 1, found "
                 f"{self.patience}, {self.keep_checkpoints}, {self.max_validation_queries}"
+            )
+        if self.recent_epochs < 0 or not 0 < self.recent_rate_share <= 1:
+            raise ValueError(
+                "recent_epochs must not be negative and recent_rate_share in (0, 1], "
+                f"found {self.recent_epochs} and {self.recent_rate_share}"
             )
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), found {self.average_decay}")

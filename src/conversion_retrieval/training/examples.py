@@ -109,6 +109,7 @@ class Examples:
     split: Split
     positives: PositiveLists
     item_advertiser: NDArray[np.int32]
+    before: "Examples | None" = None  # what the model learned from first, with the same tasks
 
     @classmethod
     def of(cls, split: Split, item_advertiser: NDArray[np.int32], task_weights: dict[str, float]) -> "Examples":
@@ -161,7 +162,12 @@ class Examples:
         return count_queries(owner, code[flat], len(rows))
 
     def task_weight_per_query(self) -> dict[str, float]:
-        """Mean over the queries of the weights of a task's positives, for each task that has any."""
+        """Mean over the queries of the weights of a task's positives, for each task that has any.
+
+        Those of the examples ``before``, where there are such: a positive weighs the same all through a training.
+        """
+        if self.before is not None:
+            return self.before.task_weight_per_query()
         sums = np.bincount(self.positives.task, self.positives.weight, minlength=len(TASKS)) / self.num_queries
         return {task: float(value) for task, value in zip(TASKS, sums, strict=True) if value > 0}
 

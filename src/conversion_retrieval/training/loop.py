@@ -34,23 +34,27 @@ def total_steps(config: TrainingConfig, batches_per_epoch: int) -> int:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything that a run needs; ``fit`` moves ``position`` forward and leaves the best weights in the model."""
+    """Everything that a run needs; ``fit`` moves ``position`` forward and leaves the best weights in the model.
+
+    Without a ``validator`` they are those of the last step. ``name`` is how progress and the curve call the examples.
+    """
 
     learner: Learner
     average: WeightAverage
     builder: BatchBuilder
-    validator: Validator
+    validator: Validator | None
     recorder: Recorder
     checkpoints: Checkpoints | None
     config: TrainingConfig
     position: Position
     memory: MemoryMeter
+    name: str = "train"
     best: dict[str, Tensor] = field(default_factory=dict)
     last_checkpoint: str = "none"
 
     def fit(self) -> Position:
         """Train to the end. Raises ``Interrupted`` after SIGTERM, ``DivergedError`` for a loss that is not finite."""
-        with stop_on_sigterm() as stop, meter("train", total=self._queries_to_come, unit="queries") as progress:
+        with stop_on_sigterm() as stop, meter(self.name, total=self._queries_to_come, unit="queries") as progress:
             self._finish_validation(stop)
             for batch in self._batches():
                 self._step(batch, progress)
@@ -120,7 +124,7 @@ class Trainer:
         summed = sum_numbers(values, self.learner.device)
         means = {n: s / w for n, s, w in zip(names, summed[: len(names)], summed[len(names) :], strict=True) if w}
         temperature = {"temperature": float(self.learner.objective.temperature().detach())}
-        self._record("train", {f"{name}/loss": value for name, value in means.items()} | temperature)
+        self._record(self.name, {f"{name}/loss": value for name, value in means.items()} | temperature)
         return f"step {self.position.step}, " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
 
     def _record(self, split: str, values: dict[str, float]) -> None:
@@ -158,17 +162,16 @@ class Trainer:
 
     def _validate(self, stop: StopRequest) -> bool:
         """Whether the validation, if there is anything to validate on, came to its end."""
-        values = self.validator.measure(self.average.model, stop) if self.validator.can_measure else {}
-        if values is None:
-            return False
+        if self.validator is not None and self.validator.can_measure:
+            values = self.validator.measure(self.average.model, stop)
+            if values is None:
+                return False
+            self._judge(values, values[self.validator.metric])
         self.position.validated_step = self.position.step
-        if values:
-            self._judge(values)
         return True
 
-    def _judge(self, values: dict[str, float]) -> None:
+    def _judge(self, values: dict[str, float], value: float) -> None:
         self._record("validation", values)
-        value = values[self.validator.metric]
         improved = value > self.position.best_value
         if improved:
             self.position.best_value, self.position.best_step = value, self.position.step
@@ -179,9 +182,10 @@ class Trainer:
     def footprint(self) -> Footprint | None:
         """The memory taken so far beside what must be held."""
         dataset, catalogue = self.builder.dataset, self.builder.catalogue
+        validated = self.validator.split if self.validator is not None else None
         on_cpu = self.learner.device.type == "cpu"
         return self.memory.footprint(
-            tables=(dataset, self.builder.examples.split, self.validator.split) if on_cpu else catalogue,
+            tables=(dataset, self.builder.examples.split, validated) if on_cpu else catalogue,
             parameters=self.learner.optimizer.parameters,
             optimizer_state=(self.learner.optimizer.state(), self.average.state()),
         )

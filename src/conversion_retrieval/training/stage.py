@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +30,7 @@ from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
 from conversion_retrieval.training.popularity import start_popularity
+from conversion_retrieval.training.recent import RECENT, recent_trainer
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.step import Learner
@@ -44,11 +46,12 @@ def train(
     checkpoint_dir: Path | str | None = None,
     log_dir: Path | str | None = None,
 ) -> float:
-    """Train on the train split, stop on the validation split, write the best model; returns its validation recall.
+    """Train on the train split, stop on the validation split, go on with what is recent, write the model.
 
-    With a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all processes call this
-    with the same arguments and the first writes. Raises ``UserError`` for data without positives, ``DivergedError``
-    for a loss that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
+    Returns the recall that stopped it, of the weights before they learned from the time of the validation split. With
+    a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all processes call this with the
+    same arguments and the first writes. Raises ``UserError`` for data without positives, ``DivergedError`` for a loss
+    that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
     """
     inputs = {
         "features": open_artifact(features_dir, kind="features").digest,
@@ -62,16 +65,29 @@ def train(
         trainer = make_trainer(
             dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
         )
-        start = time.monotonic()
-        trainer.fit()
-        trainer.recorder.close()
-        footprint = trainer.footprint()
-        if footprint and shard.rank == 0:
+        seconds = _fit(trainer)
+        if (footprint := trainer.footprint()) and shard.rank == 0:
             say(str(footprint))
+        metrics, curve, best = _metrics(trainer, seconds), trainer.position.curve, trainer.position.best_value
+        trainer = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir) or trainer
+        if trainer.name == RECENT:
+            seconds, position = _fit(trainer), trainer.position
+            metrics[RECENT] = {"queries": position.queries, "steps": position.step, "seconds": round(seconds, 3)}
+            curve = [*curve, *position.curve]
         if shard.rank == 0:
-            _write(trainer, Path(model_dir), Path(spec_dir), config, inputs, seconds=time.monotonic() - start)
+            with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
+                _write(working_dir, trainer.learner.model, curve, metrics, config)
+                shutil.copytree(spec_dir, working_dir / "spec")
         wait_for_all()
-    return trainer.position.best_value
+    return best
+
+
+def _fit(trainer: Trainer) -> float:
+    """Train to the end; returns the seconds it took."""
+    start = time.monotonic()
+    trainer.fit()
+    trainer.recorder.close()
+    return time.monotonic() - start
 
 
 def make_trainer(
@@ -193,22 +209,23 @@ def _say_what_is_trained(trainer: Trainer, config: PipelineConfig) -> None:
 
 
 def _write(
-    trainer: Trainer, model_dir: Path, spec_dir: Path, config: PipelineConfig, inputs: dict[str, str], *, seconds: float
+    directory: Path,
+    model: TwoTower,
+    curve: list[dict[str, Any]],
+    metrics: dict[str, object],
+    config: PipelineConfig,
 ) -> None:
-    model = trainer.learner.model
-    with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
-        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-        save_file(weights, str(working_dir / "weights.safetensors"))
-        write_json(working_dir / "config.json", config_values(config))
-        shutil.copytree(spec_dir, working_dir / "spec")
-        write_curve(trainer.position.curve, working_dir / "training_curve.parquet")
-        write_json(working_dir / "metrics.json", _metrics(trainer, seconds))
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(weights, str(directory / "weights.safetensors"))
+    write_json(directory / "config.json", config_values(config))
+    write_curve(curve, directory / "training_curve.parquet")
+    write_json(directory / "metrics.json", metrics)
 
 
 def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
     position, learner, footprint = trainer.position, trainer.learner, trainer.footprint()
     return {
-        "metric": trainer.validator.metric,
+        "metric": trainer.validator.metric if trainer.validator is not None else None,
         "best_value": position.best_value if position.best_step >= 0 else None,
         "best_step": position.best_step,
         "steps": position.step,

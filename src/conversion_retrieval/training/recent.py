@@ -1,0 +1,75 @@
+"""What follows validation: a short training on the queries that came in since the training window's end.
+
+Early stopping must be judged on labels that no step has seen. Once it is over, they are the newest labels there are,
+and a model that never learns from them is promoted two windows old. Going on from the best weights for a few epochs
+costs a fraction of a training that starts anew with them, and finds as much (docs/experiments.md).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.progress import say
+from conversion_retrieval.training.averaging import WeightAverage
+from conversion_retrieval.training.checkpoint import Checkpoints, Position
+from conversion_retrieval.training.config import TrainingConfig
+from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
+from conversion_retrieval.training.loop import Trainer, total_steps
+from conversion_retrieval.training.optimizer import make_optimizer
+from conversion_retrieval.training.recorder import Recorder
+
+RECENT: Final = "recent"
+WARMUP_SHARE: Final = 0.1  # of the steps, at most: moments start anew, weights do not
+
+
+def recent_trainer(
+    trainer: Trainer, config: PipelineConfig, *, checkpoints: Checkpoints | None, log_dir: Path | str | None
+) -> Trainer | None:
+    """What goes on from the weights in the model of ``trainer``, which has come to its end, without validations.
+
+    Its checkpoints and events lie below those of ``trainer``. None where nothing recent is to be learned.
+    """
+    dataset, before = trainer.builder.dataset, trainer.builder.examples
+    if not config.training.recent_epochs:
+        return None
+    split = dataset.split(RECENT)
+    positives = trained_positives(split, config.losses.task_weights)
+    if not len(positives.item):
+        say("no positives since the end of the training window: the best weights stay as they are")
+        return None
+    examples = Examples(split, positives, dataset.item_advertiser, before)
+    training = _shortened(config.training, num_batches(examples, config.training.batch_size))
+    learner, checkpoints = trainer.learner, checkpoints.below(RECENT) if checkpoints else None
+    found = checkpoints.latest() if checkpoints else None
+    position = found.position if found else Position(optimizer=trainer.position.optimizer)
+    steps = total_steps(training, num_batches(examples, training.batch_size))
+    events = Path(log_dir) / RECENT if log_dir and learner.shard.rank == 0 else None
+    named = (("model", learner.model), ("objective", learner.objective))
+    recent = Trainer(
+        name=RECENT,
+        learner=replace(learner, optimizer=make_optimizer(named, training, steps)),
+        average=WeightAverage(learner.model, training.average_decay),
+        builder=replace(trainer.builder, examples=examples),
+        validator=None,
+        recorder=Recorder(position.curve, events, first_step=position.step),
+        checkpoints=checkpoints,
+        config=training,
+        position=position,
+        memory=trainer.memory,
+    )
+    if found:
+        recent.restore(found)
+    say(f"going on with {examples.num_queries:,} queries since the end of the training window, {steps:,} steps")
+    return recent
+
+
+def _shortened(config: TrainingConfig, batches_per_epoch: int) -> TrainingConfig:
+    """The configuration of the recent steps."""
+    return replace(
+        config,
+        max_epochs=config.recent_epochs,
+        learning_rate=config.learning_rate * config.recent_rate_share,
+        embedding_learning_rate=config.embedding_learning_rate * config.recent_rate_share,
+        warmup_steps=min(config.warmup_steps, int(WARMUP_SHARE * config.recent_epochs * batches_per_epoch)),
+    )

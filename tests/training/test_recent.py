@@ -1,0 +1,136 @@
+"""Steps on what came in since the training window's end, in a world whose users have changed their minds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.features.dataset import Split
+from conversion_retrieval.training.checkpoint import Checkpoints
+from conversion_retrieval.training.loop import Trainer
+from conversion_retrieval.training.recent import recent_trainer
+from conversion_retrieval.training.stage import make_trainer
+from tests.training.runs import small_config
+from tests.training.separable import SeparableWorld, separable_world
+
+GROUP = 10
+
+
+def changed(split: Split) -> Split:
+    """Every user now wants the next group's items."""
+    item = ((split.positives.item + GROUP) % 200).astype(np.int32)
+    return dataclasses.replace(split, positives=dataclasses.replace(split.positives, item=item))
+
+
+def changed_world(*, tasks: tuple[int, ...] = (0, 1)) -> SeparableWorld:
+    world = separable_world(num_users=120, tasks=tasks)
+    world.splits["recent"] = changed(world.splits["train"])
+    return world
+
+
+def config(**training: object) -> PipelineConfig:
+    return small_config(training={"max_epochs": 3, "batch_size": 64, **training})
+
+
+def trained(world: SeparableWorld, settings: PipelineConfig, directory: Path | None = None) -> Trainer:
+    trainer = make_trainer(world, settings, checkpoints=checkpoints(directory))
+    trainer.fit()
+    return trainer
+
+
+def checkpoints(directory: Path | None) -> Checkpoints | None:
+    return Checkpoints(directory=directory, fingerprint="run", keep=2) if directory else None
+
+
+def go_on(trainer: Trainer, settings: PipelineConfig, directory: Path | None = None) -> Trainer | None:
+    return recent_trainer(trainer, settings, checkpoints=checkpoints(directory), log_dir=None)
+
+
+def recall(trainer: Trainer, world: SeparableWorld) -> float:
+    """Of the changed wishes."""
+    split = changed(world.splits["validation"])
+    return dataclasses.replace(trainer.validator, split=split).measure(trainer.learner.model)["conversion/recall@10"]
+
+
+def test_recent_steps_teach_what_has_changed():
+    world, settings = changed_world(), config(recent_epochs=6, recent_rate_share=1.0)
+    trainer = trained(world, settings)
+    before = recall(trainer, world)
+    recent = go_on(trainer, settings)
+    recent.fit()
+    assert before < 0.1  # 10 of 200 items by chance: 0.05
+    assert recall(trainer, world) > 0.3
+
+
+def test_they_go_on_from_the_best_weights_at_a_share_of_the_rate():
+    world, settings = changed_world(), config(recent_epochs=2, recent_rate_share=0.25, embedding_learning_rate=4e-3)
+    trainer = trained(world, settings)
+    best = {name: tensor.clone() for name, tensor in trainer.best.items()}
+    recent = go_on(trainer, settings)
+    for name, tensor in recent.learner.model.state_dict().items():
+        assert torch.equal(tensor, best[name]), name
+    rates = {group["initial_lr"] for part in recent.learner.optimizer.parts for group in part.param_groups}
+    assert rates == {1e-3, 2.5e-3}
+    recent.fit()
+    assert recent.position.step == 2 * trainer.steps_per_epoch
+    assert {row["split"] for row in recent.position.curve} == {"recent"}
+
+
+@pytest.mark.parametrize("stopped_after", [3, 8])
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stopped_after):
+    settings = config(checkpoint_every_steps=2)
+    whole = go_on(trained(changed_world(), settings), settings)
+    whole.fit()
+    stopped = go_on(trained(changed_world(), settings, tmp_path), settings, tmp_path)
+    learn = stopped.learner.learn
+
+    def fail(batch, step):
+        if step == stopped_after:
+            raise RuntimeError("killed")
+        return learn(batch, step)
+
+    object.__setattr__(stopped.learner, "learn", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        stopped.fit()
+    again = trained(changed_world(), settings, tmp_path)
+    resumed = go_on(again, settings, tmp_path)
+    assert resumed.position.step == stopped_after // 2 * 2
+    resumed.fit()
+    expected = whole.learner.model.state_dict()
+    for name, tensor in resumed.learner.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_positive_weighs_what_it_weighed_before():
+    world = changed_world()
+    split = world.splits["recent"]
+    rare = dataclasses.replace(split.positives, task=np.ones_like(split.positives.task))
+    rare.task[:1] = 0  # a single conversion must not count as much as all of them
+    world.splits["recent"] = dataclasses.replace(split, positives=rare)
+    trainer = trained(world, config())
+    weights = trainer.builder.examples.task_weight_per_query()
+    assert go_on(trainer, config()).builder.label_maker.task_weight_per_query == weights
+
+
+@pytest.mark.parametrize("recent_tasks", [(0,), (1,)])
+def test_a_task_may_have_no_recent_positives(recent_tasks):
+    world = changed_world()
+    split = world.splits["recent"]
+    task = np.full(len(split.positives), recent_tasks[0], np.int8)
+    world.splits["recent"] = dataclasses.replace(split, positives=dataclasses.replace(split.positives, task=task))
+    recent = go_on(trained(world, config()), config())
+    recent.fit()
+    assert all(torch.isfinite(p).all() for p in recent.learner.model.parameters())
+
+
+def test_nothing_recent_leaves_the_weights(capsys):
+    world = changed_world()
+    split = world.splits["recent"]
+    nothing = dataclasses.replace(split.positives, weight=np.zeros(len(split.positives), np.float32))
+    world.splits["recent"] = dataclasses.replace(split, positives=nothing)
+    assert go_on(trained(world, config()), config()) is None
+    assert "no positives since the end of the training window" in capsys.readouterr().err
+    assert go_on(trained(changed_world(), config()), config(recent_epochs=0)) is None
