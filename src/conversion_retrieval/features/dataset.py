@@ -265,9 +265,9 @@ class FeatureDataset:
         surface = self.surface_codes[windows_before(self.events.surface, end, length)]
         age = (time[:, None] - windows_before(self.events.time, end, length)) / DAY
         return {
-            "history_item": window(windows_before(self.events.item, end, length), np.int64, -1),
-            "history_action": window(windows_before(self.events.action, end, length), np.int64, 0),
-            "history_surface": window(surface, np.int64, 0),
+            "history_item": window(windows_before(self.events.item, end, length), np.int32, -1),
+            "history_action": window(windows_before(self.events.action, end, length), np.int32, 0),
+            "history_surface": window(surface, np.int32, 0),
             "history_age_days": window(age, np.float32, 0),
         }
 
@@ -283,7 +283,8 @@ class FeatureDataset:
         stored, values = self._normalized_rows(int(snapshot))
         result = np.repeat(self._no_performance, len(items), axis=0)
         if len(stored):
-            at = np.minimum(np.searchsorted(stored, items), len(stored) - 1)
+            # Of another type, ``stored`` would be copied to it: all of the catalogue for a few items.
+            at = np.minimum(np.searchsorted(stored, items.astype(stored.dtype)), len(stored) - 1)
             found = stored[at] == items
             result[found] = values[at[found]]
         return result
