@@ -78,7 +78,7 @@ def test_item_action_and_recency_all_matter(encoder, column):
         torch.nn.init.normal_(module.log_action)
     inputs = queries()
     values = getattr(inputs, column).clone()
-    values[1, -1] = values[1, -1] + 30 if values.is_floating_point() else values[1, -1] % 5 + 1
+    values[1, -1] = values[1, -1] % 5 + 1 if values.dtype == torch.int64 else values[1, -1] + 30
     assert not torch.allclose(
         encode(module, inputs)[1], encode(module, dataclasses.replace(inputs, **{column: values}))[1]
     )

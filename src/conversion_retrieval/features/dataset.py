@@ -265,9 +265,9 @@ class FeatureDataset:
         surface = self.surface_codes[windows_before(self.events.surface, end, length)]
         age = (time[:, None] - windows_before(self.events.time, end, length)) / DAY
         return {
-            "history_item": window(windows_before(self.events.item, end, length), np.int32, -1),
-            "history_action": window(windows_before(self.events.action, end, length), np.int32, 0),
-            "history_surface": window(surface, np.int32, 0),
+            "history_item": window(windows_before(self.events.item, end, length), np.int64, -1),
+            "history_action": window(windows_before(self.events.action, end, length), np.int64, 0),
+            "history_surface": window(surface, np.int64, 0),
             "history_age_days": window(age, np.float32, 0),
         }
 

@@ -58,9 +58,9 @@ class QueryArrays:
     context_embedding: NDArray[np.float32]  # [B, C], zeros where none
     users: EntityTable  # B rows
     user_aggregates: NDArray[np.float32]  # [B, A], normalised
-    history_item: NDArray[np.int32]  # [B, L]
-    history_action: NDArray[np.int32]  # [B, L]
-    history_surface: NDArray[np.int32]  # [B, L]
+    history_item: NDArray[np.int64]  # [B, L]
+    history_action: NDArray[np.int64]  # [B, L]
+    history_surface: NDArray[np.int64]  # [B, L]
     history_age_days: NDArray[np.float32]  # [B, L], query time minus event time, 0 in padding
 
     def __len__(self) -> int:

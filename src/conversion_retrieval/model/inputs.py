@@ -1,7 +1,7 @@
 """Batches as tensors on the model's device, and the catalogue as tensors outside the model's state."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conversion_retrieval.features.inputs import EntityTable, QueryArrays
-
-Rows = TypeVar("Rows", bound=np.integer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +100,16 @@ class QueryInputs:
             context_embedding=as_tensor(arrays.context_embedding, device, torch.float32),
             users=EntityInputs.of(arrays.users, device),
             user_aggregates=as_tensor(arrays.user_aggregates, device, torch.float32),
-            history_item=as_tensor(known_rows(arrays.history_item[:, start:], num_items), device, torch.int32),
-            history_action=as_tensor(arrays.history_action[:, start:], device, torch.int32),
-            history_surface=as_tensor(arrays.history_surface[:, start:], device, torch.int32),
+            history_item=as_tensor(known_rows(arrays.history_item[:, start:], num_items), device, torch.int64),
+            history_action=as_tensor(arrays.history_action[:, start:], device, torch.int64),
+            history_surface=as_tensor(arrays.history_surface[:, start:], device, torch.int64),
             history_age_days=as_tensor(arrays.history_age_days[:, start:], device, torch.float32),
         )
 
 
-def known_rows(index: NDArray[Rows], unknown: int) -> NDArray[Rows]:
+def known_rows(index: NDArray[np.integer], unknown: int) -> NDArray[np.int64]:
     """``index`` with -1 replaced by the row of the unknown item."""
-    return np.where(index < 0, index.dtype.type(unknown), index)
+    return np.where(index < 0, unknown, index).astype(np.int64, copy=False)
 
 
 def _shared_padding(history_action: NDArray[np.integer]) -> int:

@@ -97,7 +97,7 @@ class BatchBuilder:
         self.numbering.assign(rows)
         compact = replace(
             arrays,
-            context_item=self.numbering.of(arrays.context_item).astype(np.int64),
+            context_item=self.numbering.of(arrays.context_item),
             history_item=self.numbering.of(arrays.history_item),
         )
         index = np.concatenate([pool.items, rows, [self.dataset.num_items]])

@@ -38,7 +38,7 @@ class Numbering:
         """Number ``items``, none of them twice, by where they stand; the unknown item is -1."""
         self._number[items], self._number[-1] = np.arange(len(items)), -1
 
-    def of(self, items: NDArray[np.integer]) -> NDArray[np.int32]:
+    def of(self, items: NDArray[np.integer]) -> Indices:
         """The numbers of ``items``, all of them assigned or unknown, in their shape."""
-        numbers: NDArray[np.int32] = self._number[items]
+        numbers: Indices = self._number[items].astype(np.int64)
         return numbers

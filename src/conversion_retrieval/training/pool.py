@@ -21,7 +21,7 @@ class Pool:
 
     def positions(self, items: NDArray[np.integer]) -> Indices:
         """Where each of ``items``, all of them in the pool, is. Valid until the next pool is drawn."""
-        return items.astype(np.int64) if self.numbering is None else self.numbering.of(items).astype(np.int64)
+        return items.astype(np.int64) if self.numbering is None else self.numbering.of(items)
 
     def is_candidate(self, items: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether each of ``items``, in the pool or not, is among the candidates."""
