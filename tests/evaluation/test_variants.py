@@ -31,6 +31,7 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
     "no_hard_negatives": {"losses.hard_negatives": False},
     "no_engagement_task": {"losses.task_weights.engagement": 0.0},
     "no_history": {"model.history.encoder": "none"},
+    "no_recent_steps": {"training.recent_epochs": 0},
     "sampled_softmax": {"losses.softmax": "sampled"},
     "sampled_softmax_no_logq": {"losses.softmax": "sampled", "losses.logq_correction": False},
     "engagement_weight_0.1": {"losses.task_weights.engagement": 0.1},
