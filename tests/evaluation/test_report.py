@@ -127,7 +127,14 @@ INDEX = {
         for n in (1, 8)
     ],
 }
-TRAINING = {"metric": "conversion/recall@100", "best_value": 0.4321, "best_step": 30, "steps": 1234, "epochs": 2.5}
+TRAINING = {
+    "metric": "conversion/recall@100",
+    "best_value": 0.4321,
+    "best_step": 30,
+    "steps": 1234,
+    "epochs": 2.5,
+    "recent": {"queries": 5678, "steps": 12, "seconds": 3.5},
+}
 VALIDATION = {
     "expectations": [
         {
@@ -264,6 +271,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
         "conversion before its click",
         "batch_size: 7",
         "0.4321 at step 30 of 1,234",
+        "12 steps, 5,678 queries",
         "3 checks: 1 passed, 1 failed, 1 undecided.",
         "surface search (n=432)",
         "✓ recall target of 0.98 kept",
