@@ -20,9 +20,9 @@ def train(
     spec: dsl.Input[dsl.Artifact],
     model: dsl.Output[dsl.Model],
 ) -> float:
-    """Train the towers and keep the best step; what was interrupted goes on from its last checkpoint.
+    """Train the towers to the best step, then with recent queries; what was interrupted goes on where it was.
 
-    Returns the best validation recall.
+    Returns the best step's validation recall.
     """
     from pathlib import Path
 

@@ -85,7 +85,9 @@ FEATURES = {
         "items": {"train": {"price": 0.25, "brand": 0.0}, "serve": {"price": 0.375, "brand": 0.0}},
         "queries": {"train": {"surface": 0.5}, "serve": {"surface": 0.875}},
     },
-    "windows": {name: {"start": "2026-01-01T00:00:00", "end": "2026-01-08T00:00:00"} for name in ("train", "test")},
+    "windows": {
+        name: {"start": "2026-01-01T00:00:00", "end": "2026-01-08T00:00:00"} for name in ("train", "test", "recent")
+    },
     "counts": {
         "cold_items": 7,
         "cold_users": 8,
@@ -272,6 +274,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
         "batch_size: 7",
         "0.4321 at step 30 of 1,234",
         "12 steps, 5,678 queries",
+        "Trained on 2026-01-01 to 2026-01-08, then with what came in up to 2026-01-08; tested",
         "3 checks: 1 passed, 1 failed, 1 undecided.",
         "surface search (n=432)",
         "✓ recall target of 0.98 kept",

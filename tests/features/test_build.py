@@ -62,7 +62,8 @@ def test_a_sample_of_evaluation_queries_is_seeded_and_a_subset(rows, tmp_path):
     assert len(few.queries("test")) == 9
     assert set(few.queries("test")) < set(whole.queries("test"))
     assert few.queries("test") != other.queries("test")
-    assert few.queries("train") == whole.queries("train")
+    for name in ("train", "recent"):
+        assert few.queries(name) == whole.queries(name)
 
 
 def test_a_basket_is_one_query_with_several_positives(tmp_path):

@@ -215,16 +215,16 @@ def test_a_query_sees_the_last_snapshot_that_is_not_later(seed):
 def test_hard_negatives_are_the_safe_impressions_at_their_nearest_query(seed):
     labels = {"click_window_days": 3, "view_window_days": 2, "max_hard_negatives_per_query": 1000}
     for world, events, config in built(seed, labels=labels):
-        queries = world.queries("train")
-        keyed = [(row, user, time, surface) for row, (user, time, surface, *_) in enumerate(queries)]
-        positive = {(q, item) for q, item, *_ in world.positives("train")}
-        expected = set()
-        for impression in slow.safe_negatives(events, world.window("train"), config.labels):
-            query = slow.nearest_query(keyed, impression)
-            if query is not None and (query, impression["item_id"]) not in positive:
-                expected.add((query, impression["item_id"]))
-        found, items = world.dataset.split("train").hard_negatives, world.dataset.item_ids.to_pylist()
-        assert [(int(q), items[i]) for q, i in zip(found.query, found.item, strict=True)] == sorted(expected)
+        for name in ("train", "recent"):
+            keyed = [(row, user, time, surface) for row, (user, time, surface, *_) in enumerate(world.queries(name))]
+            positive = {(q, item) for q, item, *_ in world.positives(name)}
+            expected = set()
+            for impression in slow.safe_negatives(events, world.window(name), config.labels):
+                query = slow.nearest_query(keyed, impression)
+                if query is not None and (query, impression["item_id"]) not in positive:
+                    expected.add((query, impression["item_id"]))
+            found, items = world.dataset.split(name).hard_negatives, world.dataset.item_ids.to_pylist()
+            assert [(int(q), items[i]) for q, i in zip(found.query, found.item, strict=True)] == sorted(expected)
 
 
 @EXAMPLES

@@ -10,6 +10,7 @@ import torch
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.features.dataset import Split
 from conversion_retrieval.training.checkpoint import Checkpoints
+from conversion_retrieval.training.interruption import Interrupted, StopRequest
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.stage import make_trainer
@@ -124,6 +125,70 @@ def test_a_task_may_have_no_recent_positives(recent_tasks):
     recent = go_on(trained(world, config()), config())
     recent.fit()
     assert all(torch.isfinite(p).all() for p in recent.learner.model.parameters())
+
+
+def test_a_task_that_was_not_trained_before_teaches_nothing_now():
+    world = changed_world(tasks=(1,))
+    split = world.splits["recent"]
+    task = np.zeros(len(split.positives), np.int8)
+    world.splits["recent"] = dataclasses.replace(split, positives=dataclasses.replace(split.positives, task=task))
+    assert go_on(trained(world, config()), config()) is None
+
+
+def test_a_users_earlier_positives_are_known_too():
+    world, settings = changed_world(), config()
+    examples = go_on(trained(world, settings), settings).builder.examples
+    position, found = examples.items_by_user.of_users(np.arange(3))
+    for user in range(3):
+        splits = (world.splits["train"], world.splits["recent"])
+        wanted = [split.positives.item[split.user[split.positives.query] == user] for split in splits]
+        assert found[position == user].tolist() == sorted(set(np.concatenate(wanted).tolist()))
+
+
+@pytest.mark.parametrize(("max_steps", "left"), [(0, 16), (40, 16), (30, 6), (24, 0), (9, 0)])
+def test_max_steps_limits_all_steps(max_steps, left):
+    settings = config(max_steps=max_steps, recent_epochs=2)
+    recent = go_on(trained(changed_world(), settings), settings)
+    if not left:
+        assert recent is None
+        return
+    recent.fit()
+    assert recent.position.step == left
+
+
+@pytest.mark.parametrize(("warmup_steps", "expected"), [(0, 0), (1, 1), (5, 2)])
+def test_the_rate_warms_up_over_a_tenth_of_the_steps(warmup_steps, expected):
+    settings = config(warmup_steps=warmup_steps, recent_epochs=2)  # 16 steps
+    recent = go_on(trained(changed_world(), settings), settings)
+    assert recent.config.warmup_steps == recent.learner.optimizer.config.warmup_steps == expected
+
+
+def test_the_average_of_the_weights_is_kept():
+    settings = config(recent_epochs=1)
+    recent = go_on(trained(changed_world(), settings), settings)
+    name = "query_tower.body.mlp.0.weight"
+    weight = recent.learner.model.get_parameter(name)
+    expected, learn = weight.detach().clone(), recent.learner.learn
+
+    def learn_and_average(batch, step):
+        losses = learn(batch, step)
+        decay = min(0.99, (2 + step) / (11 + step))
+        expected.mul_(decay).add_(weight.detach(), alpha=1 - decay)
+        return losses
+
+    object.__setattr__(recent.learner, "learn", learn_and_average)
+    recent.fit()
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_sigterm_at_the_end_of_the_first_part_ends_the_run_before_the_second():
+    settings = config()
+    recent = go_on(trained(changed_world(), settings), settings)
+    stop = StopRequest()
+    stop.received = True
+    with pytest.raises(Interrupted):
+        recent.fit(stop)
+    assert recent.position.step == 0
 
 
 def test_nothing_recent_leaves_the_weights(capsys):

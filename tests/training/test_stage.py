@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,9 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.model.inputs import QueryInputs
+from conversion_retrieval.training.interruption import Interrupted
 from conversion_retrieval.training.load import load_model, load_weights
+from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.stage import train
 from tests.training.runs import built_config
 
@@ -63,6 +68,34 @@ def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path
     assert sorted((trained / "checkpoints").rglob("*")) == before
     weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, built, tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return recent_trainer(*args, **kwargs)
+
+    arguments = {**built, "config": built_config(), "checkpoint_dir": tmp_path / "checkpoints"}
+    monkeypatch.setattr("conversion_retrieval.training.stage.recent_trainer", stopped)
+    with pytest.raises(Interrupted):
+        train(**arguments, model_dir=tmp_path / "stopped")
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped").exists()
+    train(**arguments, model_dir=tmp_path / "model")
+    weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_features_of_another_release_are_refused_before_training(built, tmp_path, capsys):
+    features_dir = tmp_path / "features"
+    shutil.copytree(built["features_dir"], features_dir)
+    shutil.rmtree(features_dir / "recent")
+    write_manifest(features_dir, kind="features")
+    with pytest.raises(UserError, match=r"expected the split 'recent' .* build the features again"):
+        train(
+            features_dir=features_dir, spec_dir=built["spec_dir"], model_dir=tmp_path / "model", config=built_config()
+        )
+    assert "training on" not in capsys.readouterr().err
 
 
 def test_checkpoints_of_another_configuration_are_refused(trained, built, tmp_path):

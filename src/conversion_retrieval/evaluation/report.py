@@ -39,7 +39,7 @@ def write_report(
         | recall_context(evaluation_dir)
         | gate_context(read_json(decision_dir / "decision.json"))
         | training_context(model_dir)
-        | label_context(features_dir)
+        | label_context(features_dir, model_dir)
         | index_context(read_json(index_dir / "index.json"))
         | validation_context(read_json(report_dir / "validation.json"))
     )

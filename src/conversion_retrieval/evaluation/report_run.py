@@ -63,24 +63,26 @@ def _series(rows: Iterable[dict[str, Any]]) -> dict[str, list[tuple[float, float
     return series
 
 
-def label_context(features_dir: Path) -> dict[str, Any]:
-    """How labels were made, and whether the weights of clicks mean what they should."""
+def label_context(features_dir: Path, model_dir: Path) -> dict[str, Any]:
+    """How labels were made and used, and whether the weights of clicks mean what they should."""
     features = read_json(features_dir / "features.json")
     if not features:
         return {}
     labels, counts = features["labels"], features["counts"]
+    recent = "recent" in read_json(model_dir / "metrics.json")
     return {
-        "protocol": _protocol(features["windows"], counts["test"]),
+        "protocol": _protocol(features["windows"], counts["test"], recent=recent),
         "label_facts": list(_label_facts(labels, counts)),
         "label_plots": [*_weight_plots(labels, features_dir), *_delay_plots(labels["delay"])],
         "feature_rows": list(_feature_rows(features.get("coverage", {}))),
     }
 
 
-def _protocol(windows: dict[str, Any], test: dict[str, Any]) -> str:
+def _protocol(windows: dict[str, Any], test: dict[str, Any], *, recent: bool) -> str:
     days = {name: tuple(windows[name][end][:10] for end in ("start", "end")) for name in ("train", "test")}
+    later = f", then with what came in up to {windows['recent']['end'][:10]}" if recent else ""
     return (
-        f"Trained on {' to '.join(days['train'])}; tested on queries of {' to '.join(days['test'])}: "
+        f"Trained on {' to '.join(days['train'])}{later}; tested on queries of {' to '.join(days['test'])}: "
         f"{test['conversions']:,} conversions, {test['attributed_conversions']:,} of them attributed to a request, "
         "every item of the catalogue a candidate."
     )

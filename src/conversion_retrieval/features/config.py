@@ -42,6 +42,8 @@ class LabelConfig:
 class SplitConfig:
     """Three windows by query time: train, validation, test, each ``gap_days`` apart; the newest end at ``as_of``.
 
+    What lies between the first and the last is also ``recent``: training learns from it once validation is over.
+
     ``maturity_days`` before ``as_of`` are left out of all windows: their conversions have not all been reported yet.
     With ``window_start`` queries a user asks once, at the start of the window, and everything that user does in the
     window is relevant (batch candidate generation); with ``request`` every request is a query of its own.

@@ -230,9 +230,16 @@ class FeatureDataset:
 
     def split(self, name: str) -> Split:
         """The split called ``train``, ``validation``, ``test`` or ``recent``."""
+        return _open_split(self, name)
+
+    def split_directory(self, name: str) -> Path:
+        """Where a split's files are. Raises ``UserError`` for one that there is not, or was not in another release."""
         if name not in SPLITS:
             raise UserError(f"expected one of {', '.join(SPLITS)}, found {name!r}")
-        return _open_split(self, name)
+        directory = self.directory / name
+        if not directory.is_dir():
+            raise UserError(f"expected the split {name!r} at {directory}, found none: build the features again")
+        return directory
 
     def query_arrays(self, split: Split, rows: NDArray[np.integer], history_length: int | None = None) -> QueryArrays:
         """What the query tower sees for the queries at ``rows`` [B], with the last ``history_length`` events each."""
@@ -325,7 +332,7 @@ class FeatureDataset:
 
 
 def _open_split(dataset: FeatureDataset, name: str) -> Split:
-    directory = dataset.directory / name
+    directory = dataset.split_directory(name)
     queries = pq.read_table(directory / "queries.parquet")
     count = queries.num_rows
 

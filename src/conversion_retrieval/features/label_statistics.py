@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_retrieval.features.events import ADD_TO_CART, CHECKOUT, CLICK, IMPRESSION
-from conversion_retrieval.features.windows import DAY, SplitWindows
+from conversion_retrieval.features.windows import DAY, SPLITS, SplitWindows
 
 DELAY_DAYS: Final = (0.0, 1 / 24, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 14.0, 21.0, 30.0)
 WEIGHT_BINS: Final = 20
@@ -36,7 +36,7 @@ def delay_curve(time: NDArray[np.int64], available: NDArray[np.int64], windows: 
     mature = time <= windows.known_until - DELAY_DAYS[-1] * DAY
     sample = np.sort(delay[mature] if mature.any() else delay)
     expected = {}
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         window, known_at = windows[name], windows.known_at(name)
         inside = (time >= window.start) & (time < window.end) & (available < known_at)
         expected[name] = _missing_share((known_at - time[inside]) / DAY, sample)

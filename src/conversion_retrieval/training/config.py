@@ -14,7 +14,7 @@ class TrainingConfig:
 
     batch_size: int = 1024
     max_epochs: int = 6  # the learning rate decays over these
-    max_steps: int = 0  # 0 is no limit
+    max_steps: int = 0  # all in all; 0 is no limit
     learning_rate: float = 2e-3
     embedding_learning_rate: float = 0.0  # 0 is the same as learning_rate
     weight_decay: float = 1e-4

@@ -109,7 +109,7 @@ class Examples:
     split: Split
     positives: PositiveLists
     item_advertiser: NDArray[np.int32]
-    before: "Examples | None" = None  # what the model learned from first, with the same tasks
+    before: "Examples | None" = None  # what the model learned from first
 
     @classmethod
     def of(cls, split: Split, item_advertiser: NDArray[np.int32], task_weights: dict[str, float]) -> "Examples":
@@ -149,13 +149,21 @@ class Examples:
 
     @cached_property
     def items_by_user(self) -> CodesByUser:
-        """Each user's positive items."""
-        return CodesByUser.of(self.split.user[self.positives.query], self.positives.item)
+        """Each user's positive items, those of ``before`` too."""
+        return CodesByUser.of(*self._users_and_items())
 
     @cached_property
     def advertisers_by_user(self) -> CodesByUser:
         """Their advertisers."""
-        return CodesByUser.of(self.split.user[self.positives.query], self.item_advertiser[self.positives.item])
+        user, item = self._users_and_items()
+        return CodesByUser.of(user, self.item_advertiser[item])
+
+    def _users_and_items(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        user, item = self.split.user[self.positives.query], self.positives.item
+        if self.before is None:
+            return user, item
+        earlier_user, earlier_item = self.before._users_and_items()
+        return np.concatenate([earlier_user, user]), np.concatenate([earlier_item, item])
 
     def _count(self, rows: Indices, code: NDArray[np.int32]) -> PositiveCounts:
         owner, flat = expand(self.positives.offsets, rows)

@@ -87,7 +87,7 @@ def launch_training(
     gpus_per_node: int = 1,
     node_selector: Mapping[str, str] | None = None,
 ) -> float:
-    """The ``train`` stage on whatever is there; returns the best validation recall.
+    """The ``train`` stage on whatever is there; returns the best step's validation recall.
 
     Checkpoints go below ``checkpoint_root`` under a name made of the inputs' digests and the configuration: a training
     that was interrupted finds its own, in whichever run, a changed one starts afresh. One that another run finished

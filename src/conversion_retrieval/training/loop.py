@@ -52,9 +52,17 @@ class Trainer:
     best: dict[str, Tensor] = field(default_factory=dict)
     last_checkpoint: str = "none"
 
-    def fit(self) -> Position:
-        """Train to the end. Raises ``Interrupted`` after SIGTERM, ``DivergedError`` for a loss that is not finite."""
-        with stop_on_sigterm() as stop, meter(self.name, total=self._queries_to_come, unit="queries") as progress:
+    def fit(self, stop: StopRequest | None = None) -> Position:
+        """Train to the end. Raises ``Interrupted`` after SIGTERM, ``DivergedError`` for a loss that is not finite.
+
+        With a ``stop`` of the caller, who then watches for SIGTERM, one that came before ends the run at once.
+        """
+        if stop is None:
+            with stop_on_sigterm() as own:
+                return self.fit(own)
+        if any_process(stop.received, self.learner.device):
+            self._leave()
+        with meter(self.name, total=self._queries_to_come, unit="queries") as progress:
             self._finish_validation(stop)
             for batch in self._batches():
                 self._step(batch, progress)

@@ -2,9 +2,10 @@
 
 Early stopping must be judged on labels that no step has seen. Once it is over, they are the newest labels there are,
 and a model that never learns from them is promoted two windows old. Going on from the best weights for a few epochs
-costs a fraction of a training that starts anew with them, and finds as much (docs/experiments.md).
+costs a fraction of a training that starts anew with them, and finds nearly as much (docs/experiments.md).
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
-from conversion_retrieval.training.loop import Trainer, total_steps
+from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.recorder import Recorder
 
@@ -34,16 +35,19 @@ def recent_trainer(
     if not config.training.recent_epochs:
         return None
     split = dataset.split(RECENT)
-    positives = trained_positives(split, config.losses.task_weights)
+    tasks = before.task_weight_per_query()
+    positives = trained_positives(split, {task: w for task, w in config.losses.task_weights.items() if task in tasks})
     if not len(positives.item):
         say("no positives since the end of the training window: the best weights stay as they are")
         return None
     examples = Examples(split, positives, dataset.item_advertiser, before)
-    training = _shortened(config.training, num_batches(examples, config.training.batch_size))
+    steps = _num_steps(config.training, examples, taken=trainer.position.step)
+    if not steps:
+        return None
+    training = _shortened(config.training, steps)
     learner, checkpoints = trainer.learner, checkpoints.below(RECENT) if checkpoints else None
     found = checkpoints.latest() if checkpoints else None
     position = found.position if found else Position(optimizer=trainer.position.optimizer)
-    steps = total_steps(training, num_batches(examples, training.batch_size))
     events = Path(log_dir) / RECENT if log_dir and learner.shard.rank == 0 else None
     named = (("model", learner.model), ("objective", learner.objective))
     recent = Trainer(
@@ -57,6 +61,7 @@ def recent_trainer(
         config=training,
         position=position,
         memory=trainer.memory,
+        last_checkpoint=trainer.last_checkpoint,
     )
     if found:
         recent.restore(found)
@@ -64,12 +69,19 @@ def recent_trainer(
     return recent
 
 
-def _shortened(config: TrainingConfig, batches_per_epoch: int) -> TrainingConfig:
-    """The configuration of the recent steps."""
+def _num_steps(config: TrainingConfig, examples: Examples, *, taken: int) -> int:
+    """Steps to come after those ``taken``: ``max_steps`` limits them all."""
+    steps = config.recent_epochs * num_batches(examples, config.batch_size)
+    return max(min(steps, config.max_steps - taken), 0) if config.max_steps else steps
+
+
+def _shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
+    """The configuration of the recent ``steps``."""
     return replace(
         config,
         max_epochs=config.recent_epochs,
+        max_steps=steps,
         learning_rate=config.learning_rate * config.recent_rate_share,
         embedding_learning_rate=config.embedding_learning_rate * config.recent_rate_share,
-        warmup_steps=min(config.warmup_steps, int(WARMUP_SHARE * config.recent_epochs * batches_per_epoch)),
+        warmup_steps=min(config.warmup_steps, math.ceil(WARMUP_SHARE * steps)),
     )

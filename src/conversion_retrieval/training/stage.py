@@ -26,6 +26,7 @@ from conversion_retrieval.training.devices import choose_device, compiles, prepa
 from conversion_retrieval.training.distributed import copy_from_first, process_group, wait_for_all
 from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
+from conversion_retrieval.training.interruption import StopRequest, stop_on_sigterm
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
@@ -61,19 +62,22 @@ def train(
     memory = MemoryMeter(device)
     with process_group(device.type) as shard:
         dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
+        if config.training.recent_epochs:
+            dataset.split_directory(RECENT)  # before hours of training
         checkpoints = _checkpoints(checkpoint_dir, config, inputs)
         trainer = make_trainer(
             dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
         )
-        seconds = _fit(trainer)
-        if (footprint := trainer.footprint()) and shard.rank == 0:
-            say(str(footprint))
-        metrics, curve, best = _metrics(trainer, seconds), trainer.position.curve, trainer.position.best_value
-        trainer = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir) or trainer
-        if trainer.name == RECENT:
-            seconds, position = _fit(trainer), trainer.position
-            metrics[RECENT] = {"queries": position.queries, "steps": position.step, "seconds": round(seconds, 3)}
-            curve = [*curve, *position.curve]
+        with stop_on_sigterm() as stop:
+            seconds = _fit(trainer, stop)
+            if (footprint := trainer.footprint()) and shard.rank == 0:
+                say(str(footprint))
+            metrics, curve, best = _metrics(trainer, seconds), trainer.position.curve, trainer.position.best_value
+            trainer = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir) or trainer
+            if trainer.name == RECENT:
+                seconds, position = _fit(trainer, stop), trainer.position
+                metrics[RECENT] = {"queries": position.queries, "steps": position.step, "seconds": round(seconds, 3)}
+                curve = [*curve, *position.curve]
         if shard.rank == 0:
             with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
                 _write(working_dir, trainer.learner.model, curve, metrics, config)
@@ -82,10 +86,10 @@ def train(
     return best
 
 
-def _fit(trainer: Trainer) -> float:
+def _fit(trainer: Trainer, stop: StopRequest) -> float:
     """Train to the end; returns the seconds it took."""
     start = time.monotonic()
-    trainer.fit()
+    trainer.fit(stop)
     trainer.recorder.close()
     return time.monotonic() - start
 
