@@ -179,6 +179,7 @@ def test_metrics_count_answers_and_name_the_served_version(service: Service, ret
     content = service.get("/metrics")[1]
     assert f'conversion_retrieval_champion{{version="{served}"}} 1.0' in content
     assert 'conversion_retrieval_requests_total{outcome="answered"}' in content
+    assert 'conversion_retrieval_requests_total{outcome="failed"} 0.0' in content
     column = retriever.model.spec.users.columns[0].name
     missing = 'conversion_retrieval_feature_missing_share{feature="users.%s",rows="%s"} %s'
     assert missing % (column, "training", "0.0") in content

@@ -13,6 +13,8 @@ from conversion_retrieval.serving.coverage import Coverage
 
 BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 REQUESTS: Final = Counter("conversion_retrieval_requests", "inference requests by outcome", ["outcome"])
+for _outcome in ("answered", "invalid", "overloaded", "failed"):
+    REQUESTS.labels(_outcome)  # at 0 from the start: a rate does not see a counter that begins at 1
 REFUSALS: Final = Counter("conversion_retrieval_refusals", "requests refused before inference", ["status"])
 SECONDS: Final = Histogram("conversion_retrieval_request_seconds", "time of answered requests", buckets=BUCKETS)
 SWITCHES: Final = Counter("conversion_retrieval_champion_switches", "champions taken over while serving")
