@@ -18,8 +18,8 @@ def look_up(table: Tensor, index: Tensor) -> Tensor:
     """``table[index]``: rows of ``table`` [N, D] at ``index`` of any shape -> [..., D]."""
     if table.device.type != "cpu":
         return functional.embedding(index, table)
-    # The gradient of ``index_select`` is ``index_add``, which spreads the table's rows over all cores. Indices of 32 bits
-    # would make it several times as slow.
+    # The gradient of ``index_select`` is ``index_add``, which spreads the table's rows over all cores; with
+    # 32-bit indices it would take several times as long.
     rows = table.index_select(0, index.reshape(-1))
     # No view where none is needed: callers add in place, which torch differentiates for a view by copying all of it.
     return rows if index.dim() == 1 else rows.view(*index.shape, table.shape[1])
