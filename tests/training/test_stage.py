@@ -68,6 +68,9 @@ def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path
     assert sorted((trained / "checkpoints").rglob("*")) == before
     weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    first, again = (json.loads((d / "model" / "metrics.json").read_text()) for d in (trained, tmp_path))
+    assert first["queries_per_second"] > 0 == again["queries_per_second"]
+    assert again["recent"]["steps"] == first["recent"]["steps"]
 
 
 def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, built, tmp_path, monkeypatch):

@@ -69,10 +69,12 @@ def train(
             dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
         )
         with stop_on_sigterm() as stop:
+            done = trainer.position.queries
             seconds = _fit(trainer, stop)
             if (footprint := trainer.footprint()) and shard.rank == 0:
                 say(str(footprint))
-            metrics, curve, best = _metrics(trainer, seconds), trainer.position.curve, trainer.position.best_value
+            metrics = _metrics(trainer, seconds, queries=trainer.position.queries - done)
+            curve, best = trainer.position.curve, trainer.position.best_value
             trainer = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir) or trainer
             if trainer.name == RECENT:
                 seconds, position = _fit(trainer, stop), trainer.position
@@ -226,7 +228,8 @@ def _write(
     write_json(directory / "metrics.json", metrics)
 
 
-def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
+def _metrics(trainer: Trainer, seconds: float, *, queries: int) -> dict[str, object]:
+    """What is to be said about a training whose last ``queries`` took ``seconds``."""
     position, learner, footprint = trainer.position, trainer.learner, trainer.footprint()
     return {
         "metric": trainer.validator.metric if trainer.validator is not None else None,
@@ -235,7 +238,7 @@ def _metrics(trainer: Trainer, seconds: float) -> dict[str, object]:
         "steps": position.step,
         "epochs": position.queries / trainer.builder.examples.num_queries,
         "seconds": round(seconds, 3),
-        "queries_per_second": round(position.queries / max(seconds, 1e-9), 1),
+        "queries_per_second": round(queries / max(seconds, 1e-9), 1),
         "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
         "embedding_dim": learner.model.output_dim,
         "temperature": float(learner.objective.temperature().detach()),
