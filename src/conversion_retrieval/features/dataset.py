@@ -17,10 +17,9 @@ from conversion_retrieval.contracts import read_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.inputs import EntityTable, QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
-from conversion_retrieval.features.windows import SPLITS
+from conversion_retrieval.features.windows import DAY, SPLITS
 from conversion_retrieval.schema import EVENT_TYPES
 
-DAY: Final = 86_400_000_000  # microseconds
 RECENT_SNAPSHOTS: Final = 4
 
 

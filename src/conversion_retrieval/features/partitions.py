@@ -28,6 +28,7 @@ from conversion_retrieval.features.queries import (
     context_vectors,
     group_queries,
     positives,
+    query_mode,
     split_positives,
 )
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
@@ -113,8 +114,7 @@ def _build(plan: Plan, partition: Partition, directory: Path) -> None:
     for name in SPLITS:
         chosen = split_positives(block, labelled, history, name, plan.windows, plan.split)
         queries, query = group_queries(block, chosen)
-        trained = name in TRAINING_SPLITS
-        windowed = (plan.split.training_queries if trained else plan.split.evaluation_queries) != "request"
+        windowed = query_mode(name, plan.split) != "request"
         found = positives(
             block,
             chosen,
@@ -122,7 +122,7 @@ def _build(plan: Plan, partition: Partition, directory: Path) -> None:
             history,
             plan.labels,
             duration_cap=plan.duration_cap,
-            distinct=windowed or not trained,
+            distinct=windowed or name not in TRAINING_SPLITS,
         )
         _save_split(directory / name, plan, partition, block, known, history, queries, found)
 

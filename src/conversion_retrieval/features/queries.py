@@ -11,7 +11,7 @@ from conversion_retrieval.features.encoding import as_vectors
 from conversion_retrieval.features.events import CLICK, EventBlock
 from conversion_retrieval.features.grouped import expand, group_starts, vector_hash
 from conversion_retrieval.features.timeline import Timeline, first_available
-from conversion_retrieval.features.windows import DAY, FOREVER, TRAINING_SPLITS, SplitWindows, Window
+from conversion_retrieval.features.windows import DAY, FOREVER, RECENT, TRAINING_SPLITS, SplitWindows, Window
 from conversion_retrieval.schema import EVENT_TYPES
 
 CONVERSION_TASK, ENGAGEMENT_TASK = 0, 1
@@ -59,6 +59,11 @@ class Positives:
         return Positives(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
+def query_mode(name: str, config: SplitConfig) -> str:
+    """How the queries of a split come about: ``request``, ``window`` or ``window_start``."""
+    return config.training_queries if name in TRAINING_SPLITS else config.evaluation_queries
+
+
 def split_positives(
     block: EventBlock,
     labelled: LabelledEvents,
@@ -70,13 +75,12 @@ def split_positives(
     """The candidates of one split: query time inside its window, and reported while its labels could be known."""
     window = windows[name]
     labelled = labelled.select(block.available[labelled.event] < windows.known_at(name))
-    trained = name in TRAINING_SPLITS
-    mode = config.training_queries if trained else config.evaluation_queries
+    mode = query_mode(name, config)
     if mode == "request":
         return labelled.select((labelled.time >= window.start) & (labelled.time < window.end))
     if mode == "window":
         width, stride = round(config.training_window_days * DAY), round(config.training_stride_days * DAY)
-        if name == "recent":  # what follows an anchor reaches into the window
+        if name == RECENT:  # what follows an anchor reaches into the window
             window = Window(start=max(windows.train.start, window.start - width + 1), end=window.end)
         labelled = at_anchors(block, labelled, window, width=width, stride=stride)
     else:

@@ -13,8 +13,9 @@ DAY: Final = 86_400 * SECOND
 WEEK: Final = 7 * DAY
 MIN_DAYS_FOR_MIDNIGHT: Final = 10
 FOREVER: Final = 2**62
-TRAINING_SPLITS: Final = ("train", "recent")
-SPLITS: Final = ("train", "validation", "test", "recent")
+RECENT: Final = "recent"
+TRAINING_SPLITS: Final = ("train", RECENT)
+SPLITS: Final = ("train", "validation", "test", RECENT)
 
 
 @dataclass(frozen=True, kw_only=True)

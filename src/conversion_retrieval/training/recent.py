@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Final
 
 from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.features.windows import RECENT
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
-from conversion_retrieval.training.loop import Trainer
+from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.recorder import Recorder
 
-RECENT: Final = "recent"
 WARMUP_SHARE: Final = 0.1  # of the steps, at most: moments start anew, weights do not
 
 
@@ -41,10 +41,12 @@ def recent_trainer(
         say("no positives since the end of the training window: the best weights stay as they are")
         return None
     examples = Examples(split, positives, dataset.item_advertiser, before)
-    steps = _num_steps(config.training, examples, taken=trainer.position.step)
-    if not steps:
+    taken, limit = trainer.position.step, config.training.max_steps
+    if limit and taken >= limit:
         return None
-    training = _shortened(config.training, steps)
+    batches = num_batches(examples, config.training.batch_size)
+    training = _shortened(config.training, batches, max_steps=limit and limit - taken)
+    steps = total_steps(training, batches)
     learner, checkpoints = trainer.learner, checkpoints.below(RECENT) if checkpoints else None
     found = checkpoints.latest() if checkpoints else None
     position = found.position if found else Position(optimizer=trainer.position.optimizer)
@@ -69,19 +71,14 @@ def recent_trainer(
     return recent
 
 
-def _num_steps(config: TrainingConfig, examples: Examples, *, taken: int) -> int:
-    """Steps to come after those ``taken``: ``max_steps`` limits them all."""
-    steps = config.recent_epochs * num_batches(examples, config.batch_size)
-    return max(min(steps, config.max_steps - taken), 0) if config.max_steps else steps
-
-
-def _shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
-    """The configuration of the recent ``steps``."""
-    return replace(
+def _shortened(config: TrainingConfig, batches_per_epoch: int, *, max_steps: int) -> TrainingConfig:
+    """The configuration of the recent steps; ``max_steps`` are left, 0 is no limit."""
+    shortened = replace(
         config,
         max_epochs=config.recent_epochs,
-        max_steps=steps,
+        max_steps=max_steps,
         learning_rate=config.learning_rate * config.recent_rate_share,
         embedding_learning_rate=config.embedding_learning_rate * config.recent_rate_share,
-        warmup_steps=min(config.warmup_steps, math.ceil(WARMUP_SHARE * steps)),
     )
+    warmup = math.ceil(WARMUP_SHARE * total_steps(shortened, batches_per_epoch))
+    return replace(shortened, warmup_steps=min(config.warmup_steps, warmup))

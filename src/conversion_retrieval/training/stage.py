@@ -13,6 +13,7 @@ from conversion_retrieval.config import PipelineConfig, config_digest, config_va
 from conversion_retrieval.contracts import new_artifact, open_artifact, write_json
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.features.windows import RECENT
 from conversion_retrieval.losses.objective import Objective
 from conversion_retrieval.model.embedding import id_table_rows
 from conversion_retrieval.model.inputs import EntityInputs, item_inputs
@@ -28,10 +29,10 @@ from conversion_retrieval.training.examples import Examples, num_batches
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.interruption import StopRequest, stop_on_sigterm
 from conversion_retrieval.training.loop import Trainer, total_steps
-from conversion_retrieval.training.memory import MemoryMeter
+from conversion_retrieval.training.memory import Footprint, MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
 from conversion_retrieval.training.popularity import start_popularity
-from conversion_retrieval.training.recent import RECENT, recent_trainer
+from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.step import Learner
@@ -71,13 +72,15 @@ def train(
         with stop_on_sigterm() as stop:
             done = trainer.position.queries
             seconds = _fit(trainer, stop)
-            if (footprint := trainer.footprint()) and shard.rank == 0:
+            footprint = trainer.footprint()
+            if footprint and shard.rank == 0:
                 say(str(footprint))
-            metrics = _metrics(trainer, seconds, queries=trainer.position.queries - done)
+            metrics = _metrics(trainer, footprint, seconds, queries=trainer.position.queries - done)
             curve, best = trainer.position.curve, trainer.position.best_value
-            trainer = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir) or trainer
-            if trainer.name == RECENT:
-                seconds, position = _fit(trainer, stop), trainer.position
+            recent = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir)
+            if recent is not None:
+                trainer = recent  # the first one's moments and averages are free to go
+                seconds, position = _fit(recent, stop), recent.position
                 metrics[RECENT] = {"queries": position.queries, "steps": position.step, "seconds": round(seconds, 3)}
                 curve = [*curve, *position.curve]
         if shard.rank == 0:
@@ -228,9 +231,9 @@ def _write(
     write_json(directory / "metrics.json", metrics)
 
 
-def _metrics(trainer: Trainer, seconds: float, *, queries: int) -> dict[str, object]:
+def _metrics(trainer: Trainer, footprint: Footprint | None, seconds: float, *, queries: int) -> dict[str, object]:
     """What is to be said about a training whose last ``queries`` took ``seconds``."""
-    position, learner, footprint = trainer.position, trainer.learner, trainer.footprint()
+    position, learner = trainer.position, trainer.learner
     return {
         "metric": trainer.validator.metric if trainer.validator is not None else None,
         "best_value": position.best_value if position.best_step >= 0 else None,
