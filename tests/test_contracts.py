@@ -6,7 +6,7 @@ import os
 import pytest
 
 from conversion_retrieval import contracts
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 
 
 @pytest.fixture
@@ -55,6 +55,62 @@ def test_a_failed_rewrite_keeps_the_old_artifact(artifact):
         _fail_while_writing(artifact)
     contracts.open_artifact(artifact, kind="model")
     assert (artifact / "weights.bin").read_bytes() == b"\x00\x01"
+
+
+def _stranger(path):
+    path.mkdir()
+    (path / "thesis.txt").write_text("years of work")
+
+
+def _stranger_with_manifest(path):
+    path.mkdir()
+    (path / "manifest.json").write_text('{"kind": "snapshot"}')
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (_stranger, "found other files"),
+        (_stranger_with_manifest, "found other files"),
+        (lambda path: path.write_text("a file"), "found a file"),
+    ],
+)
+def test_what_is_no_artifact_of_the_kind_is_never_replaced(tmp_path, make, found):
+    path = tmp_path / "mine"
+    make(path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=found), contracts.new_artifact(path, kind="model"):
+        pytest.fail("must not be reached")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_an_empty_directory_and_an_artifact_of_another_release_are_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    for version in (1, 999):
+        with contracts.new_artifact(tmp_path / "model", kind="model") as directory:
+            (directory / "weights.bin").write_bytes(b"1")
+        manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+        (tmp_path / "model" / "manifest.json").write_text(json.dumps({**manifest, "schema_version": version}))
+    with contracts.new_artifact(tmp_path / "model", kind="model"):
+        pass
+    assert contracts.open_artifact(tmp_path / "model", kind="model").files == {}
+
+
+@pytest.mark.parametrize("parent", ["a-file", "/proc/none"])
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(tmp_path, parent):
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(UserError, match=r"^expected to be able to write to .*, found: [A-Z]"):
+        contracts.check_output(tmp_path / parent / "model", kind="model")
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": None}, {"files": {"a": 1}}, {"inputs": []}, {"digest": 5}, {"extra": 1}, {"kind": None}]
+)
+def test_a_manifest_with_fields_of_other_types_is_corrupt(artifact, change):
+    path = artifact / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CorruptArtifactError, match=rf"unreadable manifest.json in .*{next(iter(change))}"):
+        contracts.read_manifest(artifact, kind="model")
 
 
 def _flip(path):

@@ -4,6 +4,7 @@ An artifact appears under its final name only when complete: it is written into 
 and renamed. A reader therefore sees the whole artifact or none.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from conversion_retrieval import __version__
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 
 MANIFEST: Final = "manifest.json"
 SCHEMA_VERSIONS: Final[Mapping[str, int]] = {
@@ -43,6 +46,8 @@ class Manifest:
     ``digest`` is the SHA-256 over the sorted (path, SHA-256) pairs of ``files``: two artifacts with equal contents
     have equal digests, whenever and wherever they were made. ``inputs`` maps an input's name to its digest.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
 
     kind: str
     schema_version: int
@@ -77,10 +82,10 @@ def new_artifact(
     """Yield a temporary directory to write into; on success it becomes the artifact at ``path``.
 
     ``metadata`` is read after the body ran, so the body may add to it. On an exception nothing appears at ``path``.
-    An artifact already there is replaced.
+    An artifact of the same kind already there is replaced. Raises ``UserError`` as ``check_output`` does.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path, kind=kind)
     working_dir = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     working_dir.mkdir()
     try:
@@ -89,6 +94,33 @@ def new_artifact(
         replace_directory(working_dir, path)
     finally:
         shutil.rmtree(working_dir, ignore_errors=True)
+
+
+def check_output(path: Path, *, kind: str) -> None:
+    """Make sure that an artifact can be written at ``path``, whose parents are made.
+
+    A mistyped output must not cost anyone the files that happen to be there: raises ``UserError`` for a file, for a
+    directory that holds anything but an artifact of this kind, and where nothing can be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        foreign = path.exists() and not (path.is_dir() and (_kind_of(path) == kind or not any(path.iterdir())))
+    except OSError as error:
+        raise UserError(f"expected to be able to write to {path}, found: {error.strerror}") from None
+    if foreign:
+        found = "other files" if path.is_dir() else "a file"
+        raise UserError(f"expected nothing or an earlier {kind} at {path}, found {found}: choose another output")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"expected to be able to write to {path}, found: {os.strerror(errno.EACCES)}")
+
+
+def _kind_of(directory: Path) -> object:
+    """What its manifest says, of whatever release; None where there is no readable one."""
+    try:
+        content = json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content.get("kind") if isinstance(content, dict) else None
 
 
 def write_manifest(
@@ -135,10 +167,12 @@ def read_manifest(directory: Path | str, *, kind: str) -> Manifest:
 def parse_manifest(content: bytes, *, kind: str, where: str) -> Manifest:
     """A manifest from its bytes, checked as by ``read_manifest``; ``where`` names the artifact in errors."""
     try:
-        manifest = Manifest(**json.loads(content))
-    except (ValueError, TypeError) as error:
+        manifest = TypeAdapter(Manifest).validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        fault = ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), first["msg"]]))
         raise CorruptArtifactError(
-            f"expected a {kind} manifest, found an unreadable {MANIFEST} in {where}: {error}"
+            f"expected a {kind} manifest, found an unreadable {MANIFEST} in {where}: {fault}"
         ) from None
     if manifest.kind != kind:
         raise CorruptArtifactError(f"expected a {kind} artifact, found kind {manifest.kind!r} in {where}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.contracts import new_artifact, write_bytes, write_json
+from conversion_retrieval.contracts import check_output, new_artifact, write_bytes, write_json
 from conversion_retrieval.errors import TableError, UserError
 from conversion_retrieval.progress import say
 from conversion_retrieval.storage import NotFoundError, StorageUnavailableError, open_store
@@ -56,7 +56,9 @@ def _validate(
     champion_uri: str,
 ) -> str:
     own = suites.load_own(config.validation.suite_path)
-    with tempfile.TemporaryDirectory(prefix="validation-", dir=_work_dir(report_dir)) as working_dir:
+    check_output(report_dir, kind="report")  # before minutes of checks
+    # Beside the report, where there is room for data; ``/tmp`` may be memory.
+    with tempfile.TemporaryDirectory(prefix="validation-", dir=report_dir.parent) as working_dir:
         try:
             tables = read_tables(data_uri, download_dir=Path(working_dir))
             with open_database(Path(working_dir), memory_mb=config.validation.memory_mb) as database:
@@ -73,12 +75,6 @@ def _validate(
     _write_report(report, found, report_dir, page_path)
     say(f"validation: {report['verdict']}: {report['reason']}")
     return str(report["verdict"])
-
-
-def _work_dir(report_dir: Path) -> Path:
-    """Beside the report, where there is room for data; ``/tmp`` may be memory."""
-    report_dir.parent.mkdir(parents=True, exist_ok=True)
-    return report_dir.parent
 
 
 def _latest(config: PipelineConfig) -> datetime:
