@@ -222,6 +222,17 @@ def test_a_failure_leaves_the_earlier_data_in_place(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == [data_dir]
 
 
+def test_tables_that_were_not_made_here_are_never_replaced(tmp_path: Path) -> None:
+    # The layout in which users bring their own data.
+    (tmp_path / "events").mkdir()
+    for name in ("events/mine.parquet", "items.parquet"):
+        (tmp_path / name).write_bytes(b"of a user")
+    with pytest.raises(UserError, match=r"expected nothing or tables imported or generated before at .*, found events"):
+        generate(tmp_path, TINY)
+    assert (tmp_path / "events" / "mine.parquet").read_bytes() == b"of a user"
+    assert (tmp_path / "items.parquet").read_bytes() == b"of a user"
+
+
 def test_a_directory_with_other_files_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match=r"found thesis\.txt"):

@@ -19,6 +19,8 @@ from conversion_retrieval.datasets.policy import LoggingPolicy
 from conversion_retrieval.datasets.responses import CART, HOUR_US, IMPRESSION, SECOND_US, draw_events, recorded
 from conversion_retrieval.datasets.tables import (
     EVENTS_SCHEMA,
+    TRUTH,
+    TRUTH_CONFIG,
     embedding_column,
     new_directory,
     numbered_ids,
@@ -58,8 +60,8 @@ def generate(output_dir: Path, config: SyntheticConfig) -> None:
     with new_directory(output_dir) as directory:
         write_table(_items_table(world, config), directory / "items.parquet")
         write_table(_users_table(world, config), directory / "users.parquet")
-        world.save(directory / "truth" / "world")
-        (directory / "truth" / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        world.save(directory / TRUTH / "world")
+        (directory / TRUTH_CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n")
         num_parts = -(-config.num_users // config.users_per_part)
         for part in track(range(num_parts), "generating events", unit="parts"):
             _write_part(directory, part, world, policy, config)
@@ -92,8 +94,8 @@ def _write_part(directory: Path, part: int, world: World, policy: LoggingPolicy,
     name = f"part-{part:05d}.parquet"
     write_table(_events_table(ids, events, exposures, requests, world), directory / "events" / name)
     impressions, conversions = _truth_tables(ids, events, exposures, world, config)
-    write_table(impressions, directory / "truth" / "impressions" / name)
-    write_table(conversions, directory / "truth" / "conversions" / name)
+    write_table(impressions, directory / TRUTH / "impressions" / name)
+    write_table(conversions, directory / TRUTH / "conversions" / name)
 
 
 def _draw_requests(

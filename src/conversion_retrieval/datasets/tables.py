@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,10 @@ from conversion_retrieval.datasets.report import REPORT_NAME
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import EVENTS
 
-_OWN_NAMES = {"events", "items.parquet", "users.parquet", "truth", REPORT_NAME}
+TRUTH: Final = "truth"
+TRUTH_CONFIG: Final = f"{TRUTH}/config.json"
+_OWN_NAMES = {"events", "items.parquet", "users.parquet", TRUTH, REPORT_NAME}
+_OWN_MARKS = (REPORT_NAME, TRUTH_CONFIG)  # one of these is in every directory made here
 EVENTS_SCHEMA = pa.schema([(column.name, column.kind) for column in EVENTS.columns])
 
 
@@ -25,7 +29,7 @@ EVENTS_SCHEMA = pa.schema([(column.name, column.kind) for column in EVENTS.colum
 def new_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory that becomes ``path`` on success; on an exception nothing appears there.
 
-    Canonical tables already at ``path`` are replaced; ``UserError`` if anything else is there.
+    What an earlier ``import`` or ``generate`` left at ``path`` is replaced; ``UserError`` if anything else is there.
     """
     path = Path(path)
     _refuse_foreign(path)
@@ -45,15 +49,18 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """A mistyped output must not cost anyone the files that happen to be there."""
+    """A mistyped output must not cost anyone the files that happen to be there, tables of their own least of all."""
     if path.exists() and not path.is_dir():
         raise UserError(f"expected a directory to write to, found a file at {path}: choose another output")
-    if path.is_dir():
-        for entry in sorted(path.iterdir()):
-            if entry.name not in _OWN_NAMES:
-                raise UserError(
-                    f"expected canonical tables or nothing at {path}, found {entry.name}: choose another output"
-                )
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    foreign = [name for name in names if name not in _OWN_NAMES]
+    if not any((path / mark).exists() for mark in _OWN_MARKS):
+        foreign = foreign or names
+    if foreign:
+        raise UserError(
+            f"expected nothing or tables imported or generated before at {path}, found {foreign[0]}: "
+            "choose another output"
+        )
 
 
 def write_table(table: pa.Table, path: Path) -> None:

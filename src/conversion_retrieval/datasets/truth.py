@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.datasets.config import SyntheticConfig
 from conversion_retrieval.datasets.policy import LoggingPolicy
 from conversion_retrieval.datasets.synthetic import item_ids, user_ids
+from conversion_retrieval.datasets.tables import TRUTH, TRUTH_CONFIG
 from conversion_retrieval.datasets.world import Floats, Integers, World
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import DEFAULT_SURFACES
@@ -53,9 +54,9 @@ class TrueWorld:
     @classmethod
     def open(cls, data_dir: Path | str) -> "TrueWorld":
         """Read ``truth/`` of a generated directory; ``UserError`` if it is missing or broken."""
-        directory = Path(data_dir) / "truth"
+        directory = Path(data_dir) / TRUTH
         try:
-            values = json.loads((directory / "config.json").read_text())
+            values = json.loads((Path(data_dir) / TRUTH_CONFIG).read_text())
             values["surface_shares"] = tuple(values["surface_shares"])
             return cls(World.load(directory / "world"), SyntheticConfig(**values))
         except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
