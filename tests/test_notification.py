@@ -82,6 +82,31 @@ def test_a_promotion_counts_once_its_version_is_written(webhook, tmp_path):
     assert webhook.received[1]["version"] == "v1"
 
 
+@pytest.fixture
+def without_records(tmp_path):
+    """A registry that cannot keep records: where they go is a file."""
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    (registry / "runs").write_text("")
+    return str(registry)
+
+
+def test_a_record_that_cannot_be_kept_fails_no_stage_and_is_told(without_records, capsys):
+    notification.record_outcome(without_records, "run-1", verdict="promote")
+    notification.record_promotion(without_records, "run-1", version="v1")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("the run's record was not kept" in line and "runs" in line for line in lines)
+
+
+def test_a_promotion_replaces_a_broken_record(tmp_path):
+    registry = tmp_path / "registry"
+    notification.record_outcome(str(registry), "run-1", verdict="promote")
+    (registry / "runs" / "run-1.json").write_text("{half")
+    notification.record_promotion(str(registry), "run-1", version="v1")
+    assert notification.read_outcome(str(registry), "run-1")["version"] == "v1"
+
+
 def test_a_run_without_registry_is_told_too(webhook):
     assert tell(webhook, "", state="FAILED")
     assert webhook.received[0]["ended"] == "failed"

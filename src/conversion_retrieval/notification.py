@@ -8,6 +8,8 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import say
 from conversion_retrieval.registry.decision import read_decision
 from conversion_retrieval.storage import NotFoundError, open_store
@@ -41,7 +43,8 @@ def record_outcome(
 ) -> None:
     """Keep what a run has come to so far, with the reason that the report or the decision gives.
 
-    A later stage's record replaces an earlier one's. A run without registry keeps none.
+    A later stage's record replaces an earlier one's. A run without registry keeps none. A registry that cannot keep it
+    is told of and never raises: what the stage did stands.
     """
     if not registry_uri:
         return
@@ -50,12 +53,17 @@ def record_outcome(
         outcome["reason"] = json.loads((report_dir / "validation.json").read_text())["reason"]
     if decision_dir is not None:
         outcome |= _of_decision(decision_dir)
-    _write_outcome(registry_uri, run_id, outcome)
+    with _best_effort():
+        _write_outcome(registry_uri, run_id, outcome)
 
 
 def record_promotion(registry_uri: str, run_id: str, *, version: str) -> None:
-    """Add the promoted version to what ``record_outcome`` kept; from then on the run counts as finished."""
-    _write_outcome(registry_uri, run_id, read_outcome(registry_uri, run_id) | {"version": version})
+    """Add the promoted version to what ``record_outcome`` kept; from then on the run counts as finished.
+
+    As ``record_outcome``, never raises for the registry's condition: the champion is swapped already.
+    """
+    with _best_effort():
+        _write_outcome(registry_uri, run_id, _outcome_or_error(registry_uri, run_id) | {"version": version})
 
 
 def read_outcome(registry_uri: str, run_id: str) -> dict[str, Any]:
@@ -134,6 +142,14 @@ def post(url: str, body: dict[str, Any]) -> None:
 def _write_outcome(registry_uri: str, run_id: str, outcome: dict[str, Any]) -> None:
     content = json.dumps(outcome, indent=2, allow_nan=False).encode()
     open_store(registry_uri).write(_key(run_id), content)
+
+
+@contextmanager
+def _best_effort() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        say(f"the run's record was not kept, so its notification will not know how it ended: {one_line(error)}")
 
 
 def _of_decision(decision_dir: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pytest
 from kfp import dsl, local
 
 from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.registry.registry import Registry
 from tests.worlds import tiny_world
 
 COMPONENTS = Path(__file__).parents[2] / "components"
@@ -132,6 +133,32 @@ def test_a_component_is_short_and_has_no_logic(stage):
 @pytest.mark.parametrize("name", ["snapshot", "report", "features", "spec", "model", "evaluation", "index", "decision"])
 def test_every_stage_writes_the_artifact_that_its_output_names(done, root, name):
     assert open_artifact(root / name, kind=name).kind == name
+
+
+def test_a_registry_that_keeps_no_records_changes_no_verdict_and_no_promotion(done, root):
+    """Oracle: the champion that the registry's own reader finds."""
+    registry = root / "without-records"
+    registry.mkdir()
+    (registry / "runs").write_text("records would go below this")
+    names = ("features", "spec", "model", "evaluation", "index")
+    stages = {name: artifact(root, name) for name in names}
+    shared = {"registry_uri": str(registry), "run_id": "run-2"}
+    verdict = component("gate").python_func(
+        config_json=CONFIG,
+        min_recall=-1.0,
+        min_conversions=-1,
+        allow_first=True,
+        report=artifact(root, "report"),
+        decision=artifact(root, "decision-without-records"),
+        page=artifact(root / "pages", "gate-without-records", dsl.HTML),
+        **stages,
+        **shared,
+    )
+    assert verdict == "promote"
+    version = component("promote").python_func(decision=artifact(root, "decision-without-records"), **stages, **shared)
+    champion = Registry.open(registry).champion()
+    assert champion is not None
+    assert champion.version == version
 
 
 def test_another_run_on_the_same_data_trains_anew(done, root, capsys):
