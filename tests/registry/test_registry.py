@@ -84,6 +84,25 @@ def test_rollback_to_an_unknown_version_changes_nothing(registry: Registry, tmp_
     assert registry.champion() == champion
 
 
+def test_rollback_to_a_version_that_no_server_could_load_changes_nothing(registry_uri: str, tmp_path: Path) -> None:
+    registry = Registry.open(registry_uri)
+    first, second = (promote_new(registry, tmp_path, name) for name in "ab")
+    name = f"versions/{first.version}/model/config.json"
+    open_store(registry_uri).write(name, b"{}")
+    with pytest.raises(CorruptArtifactError, match=rf"model/config.json, .*versions/{first.version}$"):
+        registry.rollback()
+    assert registry.champion() == second
+
+
+def test_a_corrupt_champion_is_named_with_where_it_is_kept(registry_uri: str, tmp_path: Path) -> None:
+    champion = promote_new(Registry.open(registry_uri), tmp_path, "a")
+    open_store(registry_uri).write(f"versions/{champion.version}/model/config.json", b"{}")
+    state = fetch_champion(registry_uri, tmp_path / "fetched")
+    assert (state.status, state.version, state.digest) == ("corrupt", champion.version, champion.digest)
+    assert f"/versions/{champion.version}" in state.reason
+    assert str(tmp_path / "fetched") not in state.reason
+
+
 def test_candidate_compared_with_a_replaced_champion_is_refused(registry: Registry, tmp_path: Path) -> None:
     first = promote_new(registry, tmp_path, "a")
     late = make_bundle(tmp_path / "late", "late", state_of(first))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.index.search import ItemIndex
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
@@ -68,6 +68,33 @@ def test_a_new_champion_that_answers_nothing_does_not_take_over(
         server.follow_champion(model, loader)
     assert model.version == first
     assert model.ready
+
+
+def test_a_champion_that_cannot_be_read_is_downloaded_ever_less_often_until_it_is_repaired(
+    registry: Registry, run: Run, loader: ChampionLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = loader.load().version
+    second = promote_second(registry, run, tmp_path / "second")
+    damaged = next((tmp_path / "registry" / "versions" / second).rglob("*.faiss"))
+    whole, downloads = damaged.read_bytes(), []
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    download = Registry.download
+    monkeypatch.setattr(Registry, "download", lambda *given: downloads.append(given) or download(*given))
+
+    def polled(times: int) -> int:
+        """How many downloads so many failing polls took."""
+        before = len(downloads)
+        for _ in range(times):
+            with pytest.raises(CorruptArtifactError, match=second):
+                loader.load_if_changed(first)
+        return len(downloads) - before
+
+    assert [polled(1), polled(8)] == [1, 3]  # at once, then after 2, 4 and 8 more
+    damaged.write_bytes(whole)
+    assert polled(7) == 0
+    repaired = loader.load_if_changed(first)
+    assert repaired is not None
+    assert repaired.version == second
 
 
 def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class Evaluation:
         """Measure the registry's champion if there is a readable one, and say what was found."""
         with TemporaryDirectory() as bundle_dir:
             state = fetch_champion(registry_uri, Path(bundle_dir) / "bundle")
-            say(f"evaluate: the champion is {state.status} {state.version or state.reason}")
+            say(f"evaluate: champion {state.status}: {state.reason or state.version}")
             if state.status != "present":
                 return state
             try:

@@ -1,5 +1,6 @@
 """Finding the champion to compare with: absent, present, corrupt and unreachable are four different answers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from conversion_retrieval.errors import CorruptArtifactError
@@ -28,5 +29,9 @@ def _fetch(registry: Registry, directory: Path) -> ChampionState:
     champion = registry.champion()
     if champion is None:
         return ChampionState(status="absent", reason=f"{registry.uri} has no champion")
-    registry.download(champion.version, directory)
-    return ChampionState(status="present", version=champion.version, digest=champion.digest)
+    found = ChampionState(status="present", version=champion.version, digest=champion.digest)
+    try:
+        registry.download(champion.version, directory)
+    except CorruptArtifactError as error:
+        return replace(found, status="corrupt", reason=str(error))
+    return found

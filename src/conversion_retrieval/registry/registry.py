@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from conversion_retrieval.contracts import MANIFEST, Manifest, parse_manifest, safe_relative_path
@@ -115,16 +116,20 @@ class Registry:
     def rollback(self, version: str | None = None) -> Champion:
         """Serve an earlier version again: a kept one by name, or the champion's predecessor.
 
-        Works with a corrupt champion when a version is named. A rollback is itself undone by another.
+        Works with a corrupt champion when a version is named. A rollback is itself undone by another. Every byte of the
+        version is verified before: ``CorruptArtifactError`` for one that no server could load.
         """
+        verified: dict[str, str] = {}
         for _ in range(MAX_ATTEMPTS):
             head = self._head()
             name = version or _predecessor(head.known(), self.uri)
             if head.champion and head.champion.version == name:
                 return self._record(head.champion)
             self._check_not_pruned(name)
-            manifest = self.manifest(name)
-            if swapped := self._swap(head, name, manifest.digest, "rollback", "rolled back by an operator"):
+            if name not in verified:
+                with TemporaryDirectory(prefix="rollback-") as directory:
+                    verified[name] = self.download(name, Path(directory) / "bundle").manifest.digest
+            if swapped := self._swap(head, name, verified[name], "rollback", "rolled back by an operator"):
                 return swapped
         raise self._too_busy()
 
@@ -162,10 +167,17 @@ class Registry:
         return manifest
 
     def download(self, version: str, directory: Path) -> Bundle:
-        """Copy a version into ``directory`` (created) and open it, every byte verified."""
+        """Copy a version into ``directory`` (created) and open it, every byte verified.
+
+        ``CorruptArtifactError`` names the version where it is kept, not the copy, which will soon be gone.
+        """
         self.manifest(version)
-        self._store.download_directory(f"{VERSIONS_PREFIX}/{version}", directory)
-        return open_bundle(directory)
+        key = f"{VERSIONS_PREFIX}/{version}"
+        self._store.download_directory(key, directory)
+        try:
+            return open_bundle(directory)
+        except CorruptArtifactError as error:
+            raise CorruptArtifactError(str(error).replace(str(directory), f"{self.uri}/{key}")) from None
 
     def prune(self, keep: int, *, partial_hours: float = PARTIAL_HOURS) -> list[str]:
         """Delete all but the newest ``keep`` versions; never the champion or its predecessor. Returns the names.

@@ -4,11 +4,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.registry.pointer import Champion
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving.bundle_cache import BundleCache
 from conversion_retrieval.serving.requests import Request, inline_events
 from conversion_retrieval.serving.retriever import Retriever
+
+
+@dataclass
+class _Broken:
+    """A champion that cannot be read, and how often it was asked for since."""
+
+    champion: Champion
+    error: CorruptArtifactError | None = None
+    calls: int = 0
+
+    def is_due(self) -> bool:
+        """Count a call; whether it is one to try again at."""
+        self.calls += 1
+        return self.calls > 1 and self.calls.bit_count() == 1
 
 
 @dataclass
@@ -17,6 +32,7 @@ class ChampionLoader:
 
     registry: Registry
     cache: BundleCache = field(default_factory=BundleCache)
+    _broken: "_Broken | None" = None
 
     def load(self) -> Retriever:
         """The champion, after it has answered a query; ``UserError`` where there is none."""
@@ -26,9 +42,22 @@ class ChampionLoader:
         return self._load(champion.version)
 
     def load_if_changed(self, served: str) -> Retriever | None:
-        """The new champion if it is another version than ``served``."""
+        """The new champion if it is another version than ``served``.
+
+        Raises ``CorruptArtifactError`` again and again for one that cannot be read, but downloads it anew only at every
+        second, fourth, eighth ... call: a version never changes, unless somebody repairs it.
+        """
         champion = self.registry.champion()
-        return None if champion is None or champion.version == served else self._load(champion.version)
+        if champion is None or champion.version == served:
+            return None
+        broken = self._broken if self._broken and self._broken.champion == champion else _Broken(champion)
+        if broken.error and not broken.is_due():
+            raise broken.error
+        try:
+            return self._load(champion.version)
+        except CorruptArtifactError as error:
+            broken.error, self._broken = error, broken
+            raise
 
     def discard_all_but(self, version: str) -> None:
         """Let go of the copies of versions that are no longer served."""
