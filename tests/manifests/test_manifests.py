@@ -13,7 +13,7 @@ from pipelines import cluster
 from pipelines.golden_files import GOLDEN_DIR
 from tests.pipelines import compiled
 
-from .rendered import MANIFESTS, names, render, render_with, walk
+from .rendered import MANIFESTS, ROOT, names, render, render_with, walk
 from .schemas import validate
 
 
@@ -253,6 +253,45 @@ def test_the_queue_that_the_pipeline_names_leads_to_gpus_on_the_gpu_pool(prod, e
 def test_pods_and_stages_run_as_the_same_ordinary_user(prod, executors):
     users = {m["runAsUser"] for d in prod for m in walk(d) if "runAsUser" in m}
     assert users == {cluster.USER_ID} == {int(c["securityContext"]["runAsUser"]) for _, c in executors}
+
+
+def allows(policy, target, port) -> bool:
+    """Whether a policy lets packets out to ``target``: a namespace's name, an address, or None for any address."""
+    for rule in policy["spec"]["egress"]:
+        to = rule.get("to", [{"ipBlock": {"cidr": None}}])
+        blocks = {peer["ipBlock"]["cidr"] for peer in to if "ipBlock" in peer}
+        labels = [peer["namespaceSelector"]["matchLabels"] for peer in to if "namespaceSelector" in peer]
+        there = blocks | {label["kubernetes.io/metadata.name"] for label in labels}
+        if target in there and port in {allowed["port"] for allowed in rule["ports"]}:
+            return True
+    return False
+
+
+# Where packets arrive once a service's address has been rewritten to a pod's or a node's: the service's own port is no
+# help. Oracles: the target ports of Kubeflow's minio-service over MinIO and SeaweedFS; 6443 of kubeadm, kind and k3s;
+# GKE's documentation of network policies with workload identity, without and with Dataplane V2.
+@pytest.mark.parametrize("overlay", ["prod", "dev"])
+@pytest.mark.parametrize(
+    ("policy", "target", "port"),
+    [
+        *(("allow-kubeflow", "kubeflow", port) for port in (8080, 8887, 8888, 9000, 8333)),
+        ("allow-kubeflow", None, 6443),
+        ("allow-storage-and-identity", None, 443),
+        *(("allow-storage-and-identity", "169.254.169.252/32", port) for port in (987, 988)),
+        *(("allow-storage-and-identity", "169.254.169.254/32", port) for port in (80, 8080)),
+    ],
+)
+def test_pods_reach_what_they_need_at_the_port_behind_its_service(overlay, policy, target, port, request):
+    documents = request.getfixturevalue(overlay)
+    (found,) = [d for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == policy]
+    assert allows(found, target, port)
+
+
+def test_the_label_that_lets_requests_and_scrapes_in_is_in_the_operations_page(prod):
+    (policy,) = [d for d in prod if d["metadata"]["name"] == "allow-requests-to-serve"]
+    ((peer,),) = [rule["from"] for rule in policy["spec"]["ingress"]]
+    ((key, value),) = peer["namespaceSelector"]["matchLabels"].items()
+    assert f"kubectl label namespace MONITORING {key}={value}" in (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_serving_survives_a_node_drain_and_the_budget_selects_its_pods(prod):
