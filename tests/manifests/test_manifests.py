@@ -139,13 +139,18 @@ def test_roles_grant_no_wildcard_no_secrets_and_no_escalation(prod):
             assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"])
 
 
-def test_the_secrets_that_the_pipeline_names_exist_with_their_keys_and_no_value(prod, executors):
-    used = {
-        (s["secretName"], k["secretKey"]) for _, c in executors for s in c.get("secretAsEnv", []) for k in s["keyToEnv"]
-    }
-    there = {(d["metadata"]["name"], key) for d in prod if d["kind"] == "Secret" for key in d["stringData"]}
-    assert there == used
-    assert not any(value for d in prod if d["kind"] == "Secret" for value in d["stringData"].values())
+@pytest.mark.parametrize("overlay", ["prod", "dev"])
+def test_applying_an_overlay_leaves_secrets_alone(overlay, request):
+    assert not names(request.getfixturevalue(overlay), "Secret")
+
+
+def test_the_secret_that_the_pipeline_names_may_be_absent_and_is_the_one_that_operators_are_told_to_create(executors):
+    secrets = [secret for _, config in executors for secret in config.get("secretAsEnv", [])]
+    assert secrets
+    assert all(secret["optional"] for secret in secrets)
+    ((name, key),) = {(s["secretName"], k["secretKey"]) for s in secrets for k in s["keyToEnv"]}
+    told = f"kubectl -n {cluster.NAMESPACE} create secret generic {name} --from-literal={key}="
+    assert told in (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_the_claims_that_the_pipeline_and_the_runtime_mount_exist(prod, executors):
