@@ -308,6 +308,35 @@ def test_serving_survives_a_node_drain_and_the_budget_selects_its_pods(prod):
     assert scaler["spec"]["minReplicas"] > budget["spec"]["minAvailable"]
 
 
+# docs/serving.md: one process keeps about one core busy, however many it may use.
+CORES_OF_A_BUSY_SERVER = 0.95
+
+
+def test_a_busy_server_is_above_what_the_autoscaler_aims_at(prod):
+    (deployment,) = [d for d in prod if d["kind"] == "Deployment"]
+    (scaler,) = [d for d in prod if d["kind"] == "HorizontalPodAutoscaler"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (metric,) = scaler["spec"]["metrics"]
+    share = metric["resource"]["target"]["averageUtilization"] / 100
+    assert share * float(container["resources"]["requests"]["cpu"]) < CORES_OF_A_BUSY_SERVER
+
+
+def test_the_servers_of_kserve_ask_for_as_much(prod, kserve_overlay):
+    (deployment,) = [d for d in prod if d["kind"] == "Deployment"]
+    (service,) = [d for d in kserve_overlay if d["kind"] == "InferenceService"]
+    pods = deployment["spec"]["template"]["spec"], service["spec"]["predictor"]
+    ours, kserves = ([container["resources"] for container in pod["containers"]] for pod in pods)
+    assert ours == kserves
+
+
+@pytest.mark.parametrize("overlay", ["prod", "dev"])
+def test_applying_an_overlay_leaves_the_number_of_servers_to_the_autoscaler(overlay, request):
+    documents = request.getfixturevalue(overlay)
+    scaled = {d["spec"]["scaleTargetRef"]["name"] for d in documents if d["kind"] == "HorizontalPodAutoscaler"}
+    assert scaled == names(documents, "Deployment")
+    assert not any("replicas" in d["spec"] for d in documents if d["kind"] == "Deployment")
+
+
 def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kserve_overlay):
     assert names(kserve_overlay, "InferenceService") == {"conversion-retrieval"}
     gone = {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
