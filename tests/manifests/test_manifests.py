@@ -1,6 +1,7 @@
 """The rendered manifests; oracles: the Kubernetes schemas, the projects' own models, and the compiled pipeline."""
 
 import copy
+import subprocess
 from functools import reduce
 from operator import getitem
 
@@ -8,8 +9,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
+from conversion_retrieval.training import launch
 from conversion_retrieval.training.gpu_nodes import check_gpu_type
 from pipelines import cluster
+from pipelines.compile import compile_pipeline, placement
 from pipelines.golden_files import GOLDEN_DIR
 from tests.pipelines import compiled
 
@@ -164,6 +167,48 @@ def test_the_checkpoint_path_is_the_same_in_pipeline_and_runtime(prod, executors
     runtime = next(d for d in prod if d["kind"] == "ClusterTrainingRuntime")
     mounts = {m["mountPath"] for m in walk(runtime) if m.get("name") == "checkpoints" and "mountPath" in m}
     assert mounts == in_pipeline == {cluster.CHECKPOINT_DIR}
+
+
+def preparing_jobs(documents):
+    """(claim, path, pod) of every Job that hands a volume over."""
+    for job in (d for d in documents if d["kind"] == "Job"):
+        pod = job["spec"]["template"]["spec"]
+        (volume,) = pod["volumes"]
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        assert mount["name"] == volume["name"]
+        yield volume["persistentVolumeClaim"]["claimName"], mount["mountPath"], pod
+
+
+def test_a_job_hands_every_volume_that_a_stage_mounts_to_the_group_of_the_stages(prod, dask, tmp_path):
+    """A stage's own pod cannot: kfp has no fsGroup, and a fresh volume belongs to root."""
+    path = compile_pipeline(tmp_path / "p.yaml", placement(dask=True)).path
+    _, on_kubernetes = compiled.read(path)
+    mounts = [mount for config in on_kubernetes.values() for mount in config.get("pvcMount", [])]
+    jobs = [*preparing_jobs(prod), *preparing_jobs(dask)]
+    assert {(claim, path) for claim, path, _ in jobs} == {(m["constant"], m["mountPath"]) for m in mounts}
+    groups = {int(config["securityContext"]["runAsGroup"]) for config in on_kubernetes.values()}
+    assert {pod["securityContext"]["fsGroup"] for *_, pod in jobs} == groups
+
+
+def test_the_job_that_training_and_the_operations_page_name_is_there(prod):
+    assert names(prod, "Job") == {launch.PREPARING_JOB}
+    assert launch.PREPARING_JOB in (ROOT / "docs" / "operations.md").read_text()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_job_fails_where_it_cannot_write_and_leaves_nothing_where_it_can(writable, prod, dask, tmp_path):
+    for claim, path, pod in (*preparing_jobs(prod), *preparing_jobs(dask)):
+        volume = tmp_path / claim
+        if writable:  # root may write anywhere, but nobody to a directory that is not there
+            volume.mkdir()
+        container = pod["containers"][0]
+        *command, last = [*container["command"], *container["args"]]
+        assert last == path
+        done = subprocess.run([*command, str(volume)], capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == writable, done.stderr
+        assert ("expected group" in done.stdout) != writable
+        assert not writable or not list(volume.iterdir())
 
 
 def test_every_config_map_key_that_is_read_exists_and_every_config_map_is_read(prod):

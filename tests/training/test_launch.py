@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,45 @@ def test_one_process_trains_in_place_with_checkpoints_under_the_key(inputs, tmp_
     )
     assert recall == 0.5
     assert called["checkpoint_dir"] == tmp_path / "checkpoints" / launch.resume_key(**inputs, config=CONFIG)
+
+
+@contextmanager
+def ordinary_user():
+    """Root may write anywhere: for as long as this lasts, the process is somebody else."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(10001)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_checkpoint_volume_that_belongs_to_root_is_one_line_before_any_training(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("conversion_retrieval.training.stage.train", lambda **_: pytest.fail("trained"))
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o555)
+    given = {**inputs, "model_dir": tmp_path / "model", "config": CONFIG, "run_id": "1"}
+    with (
+        ordinary_user(),
+        pytest.raises(UserError, match=r"expected a checkpoint directory .* found: Permission denied") as error,
+    ):
+        launch.launch_training(**given, checkpoint_root=volume)
+    assert str(volume) in str(error.value)
+    assert launch.PREPARING_JOB in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_in_the_place_of_the_checkpoint_volume_is_one_line(tmp_path):
+    (tmp_path / "volume").write_text("")
+    with pytest.raises(UserError, match=f"found: File exists at {tmp_path}/volume"):
+        launch.check_writable(tmp_path / "volume")
+
+
+def test_trying_a_checkpoint_volume_leaves_nothing_there(tmp_path):
+    launch.check_writable(tmp_path / "volume")
+    assert list((tmp_path / "volume").iterdir()) == []
 
 
 def test_a_job_file_brings_the_same_job_to_another_process(inputs, tmp_path):

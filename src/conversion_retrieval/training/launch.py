@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ TIMEOUT_VARIABLE: Final = "TRAINING_TIMEOUT_SECONDS"
 RESULT_FILE: Final = "result.json"
 JOB_FILE: Final = "job.json"
 FINISHED_FILE: Final = "finished.json"
+PREPARING_JOB: Final = "conversion-retrieval-prepare-checkpoints"
 KEEP_FINISHED_SECONDS: Final = 24 * 60 * 60
 SECTIONS: Final = ("losses", "model", "training")
 
@@ -93,7 +95,9 @@ def launch_training(
     that was interrupted finds its own, in whichever run, a changed one starts afresh. One that another run finished
     is no reason to skip this one: it is removed, and training starts anew. With ``num_nodes`` above 1,
     ``checkpoint_root`` must be a volume that all nodes mount at the same path; ``node_selector`` chooses those nodes.
+    Raises ``UserError`` at once where nothing can be written there.
     """
+    check_writable(checkpoint_root)
     job = TrainingJob(
         features_dir=features_dir,
         spec_dir=spec_dir,
@@ -106,6 +110,19 @@ def launch_training(
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     write_json(job.checkpoint_dir / FINISHED_FILE, {"run_id": run_id})
     return recall
+
+
+def check_writable(checkpoint_root: Path) -> None:
+    """Raise ``UserError`` unless a directory can be made below ``checkpoint_root``: hours before the first one is."""
+    try:
+        checkpoint_root.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(prefix=".probe-", dir=checkpoint_root)).rmdir()
+    except OSError as error:
+        raise UserError(
+            f"expected a checkpoint directory that user {os.getuid()}, group {os.getgid()} may write to, found: "
+            f"{error.strerror} at {checkpoint_root}; on a cluster see the log of the Job {PREPARING_JOB}, "
+            "elsewhere give another checkpoint directory"
+        ) from None
 
 
 def forget_finished(checkpoint_dir: Path, run_id: str) -> None:
