@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.evaluation.click_weights import click_calibration
 from conversion_retrieval.evaluation.report import write_evaluation_page, write_report
 from conversion_retrieval.evaluation.report_gate import scale
+from conversion_retrieval.evaluation.results import label_of
 from conversion_retrieval.schema import CONVERSIONS, EVENT_TYPES
 
 DIRS = ("report_dir", "features_dir", "model_dir", "evaluation_dir", "index_dir", "decision_dir")
@@ -36,6 +38,9 @@ METRICS = [
     _metric("candidate", 0.7654, k=1000),
     _metric("popularity", 0.1111),
     _metric("candidate", 0.2222, "new_to_user=true"),
+    _metric("candidate", 0.3333, "new_to_user=false"),
+    _metric("champion", 0.4111),
+    _metric("champion", 0.2111, "new_to_user=true"),
     _metric("candidate", 0.5, "surface=search"),
     _metric("candidate", 0.6, "surface=<b>home</b>"),
     _metric("candidate", 0.3131, name="add_to_cart/recall"),
@@ -135,7 +140,7 @@ TRAINING = {
     "best_step": 30,
     "steps": 1234,
     "epochs": 2.5,
-    "recent": {"queries": 5678, "steps": 12, "seconds": 3.5},
+    "recent": {"queries": 2010, "epochs": 3.0, "steps": 18, "seconds": 3.5},
 }
 VALIDATION = {
     "expectations": [
@@ -273,7 +278,7 @@ def test_the_page_loads_nothing_from_elsewhere(page):
         "conversion before its click",
         "batch_size: 7",
         "0.4321 at step 30 of 1,234",
-        "12 steps, 5,678 queries",
+        "18 steps on 670 queries (epochs: 3)",
         "Trained on 2026-01-01 to 2026-01-08, then with what came in up to 2026-01-08; tested",
         "3 checks: 1 passed, 1 failed, 1 undecided.",
         "surface search (n=432)",
@@ -336,6 +341,35 @@ def test_the_verdict_stands_before_everything_else(page):
     order = ["Rejected", "<h2>Gate", "Candidate against champion by slice", "Conversion recall on the full catalogue"]
     order += ["Only this model finds them", "<h2>Slices", "<h2>Labels", "<h2>Index", "<h2>Data checks"]
     assert [page.index(words) for words in order] == sorted(page.index(words) for words in order)
+
+
+def plot_texts(page, label):
+    """Everything that is written in the plots of one description."""
+    plots = re.findall(rf'<svg [^>]*aria-label="{label}".*?</svg>', page, re.DOTALL)
+    return {text.strip() for plot in plots for text in _parsed(plot).text if text.strip()}
+
+
+@pytest.mark.parametrize("label", ["Recall at k for each model", "Recall by slice"])
+def test_plots_call_models_what_the_tables_call_them(page, label):
+    found = plot_texts(page, label)
+    assert {label_of("candidate"), label_of("champion")} <= found
+    assert not {"candidate", "candidate minus champion"} & found
+    assert f"<td>{label_of('candidate')}</td>" in page
+
+
+def test_items_new_to_the_user_and_had_before_are_called_so(page):
+    found = plot_texts(page, "Recall by slice")
+    assert {"new  (n=1,234)", "had before  (n=1,234)"} <= found
+    assert not any(text.startswith(("true", "false")) for text in found)
+
+
+def test_the_provenance_tells_the_digest_of_every_artifact_and_of_the_snapshot(run, tmp_path):
+    shutil.copytree(run["features_dir"], tmp_path / "features")
+    write_manifest(tmp_path / "features", kind="features", inputs={"snapshot": "5a" * 32})
+    digest = read_manifest(tmp_path / "features", kind="features").digest
+    write_report(**run | {"features_dir": tmp_path / "features"}, page_path=tmp_path / "page.html")
+    text = " ".join(" ".join(_parsed((tmp_path / "page.html").read_text()).text).split())
+    assert f"snapshot digest {'5a' * 32} features digest {digest}" in text
 
 
 def test_text_from_the_data_is_escaped(page):

@@ -73,6 +73,13 @@ def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path
     assert again["recent"]["steps"] == first["recent"]["steps"]
 
 
+def test_the_figures_of_the_recent_part_tell_its_queries_in_all_epochs(trained, built):
+    recent = json.loads((trained / "model" / "metrics.json").read_text())["recent"]
+    rows = pq.read_metadata(built["features_dir"] / "recent" / "queries.parquet").num_rows
+    assert recent["epochs"] == pytest.approx(built_config().training.recent_epochs)
+    assert 0 < recent["queries"] / recent["epochs"] <= rows
+
+
 def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, built, tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from conversion_retrieval.evaluation.results import label_of
+
 INK, MUTED, GRID = "#1c2430", "#6b7585", "#e6e9ee"
 CANDIDATE, CHAMPION, BASELINES = (
     "#0b63ce",
@@ -21,7 +23,7 @@ CANDIDATE, CHAMPION, BASELINES = (
 FAILED = "#b3261e"
 KINDS = ("#5c8a73", CANDIDATE, CHAMPION, "#a0729b")
 MANY_POINTS = 30
-NAMES = {"item_knn": "item-kNN", "pure_svd": "PureSVD", "engagement_only": "engagement-only", "ivf_pq": "IVF-PQ"}
+NAMES = {"ivf_pq": "IVF-PQ"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
@@ -59,13 +61,13 @@ def color_of(model: str, position: int = 0) -> str:
 def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
     """Recall@k over k (log scale), one line a model with its interval shaded."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(6.2, 4.4)
+        figure, axes = _figure(6.2, 4.6)
         for position, (model, points) in enumerate(curves.items()):
             ks = sorted(points)
             values = [points[k].value for k in ks]
             color, main = color_of(model, position), model in ("candidate", "champion")
             axes.plot(
-                ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=_words(model)
+                ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=label_of(model)
             )
             if main:
                 low = [_or(points[k].low, points[k].value) for k in ks]
@@ -79,7 +81,7 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
         axes.set_ylabel("share of conversions found")
         axes.set_ylim(bottom=0)
         if curves:
-            figure.legend(loc="outside lower left", ncols=4, fontsize=9)
+            figure.legend(loc="outside lower left", ncols=3, fontsize=9)
         return _svg(figure, "Recall at k for each model")
 
 
@@ -111,7 +113,7 @@ def slice_dots(groups: Mapping[str, Mapping[str, Estimate]]) -> Markup:
             shift = (position - (len(models) - 1) / 2) * 0.7 / max(len(models), 1)
             rows = [row for row, estimates in enumerate(groups.values()) if model in estimates]
             estimates = [list(groups.values())[row][model] for row in rows]
-            _dots(axes, estimates, np.array(rows) + shift, color=color_of(model, position), label=_words(model))
+            _dots(axes, estimates, np.array(rows) + shift, color=color_of(model, position), label=label_of(model))
         _name_rows(axes, list(groups))
         axes.set_xlim(left=0)
         if len(models) > 1:

@@ -44,18 +44,15 @@ def write_report(
         | validation_context(read_json(report_dir / "validation.json"))
     )
     context["tiles"] = [*context["tiles"][:1], *context["change_tiles"], *context["tiles"][1:]]
-    kinds = {
-        "snapshot and features": features_dir,
-        "model": model_dir,
-        "evaluation": evaluation_dir,
-        "index": index_dir,
-    }
+    kinds = {"features": features_dir, "model": model_dir, "evaluation": evaluation_dir, "index": index_dir}
     manifests = {
-        name: contracts.read_manifest(path, kind=name.rpartition(" ")[2])
-        for name, path in kinds.items()
+        kind: contracts.read_manifest(path, kind=kind)
+        for kind, path in kinds.items()
         if (path / contracts.MANIFEST).exists()
     }
-    context["provenance"] = [fact(f"{name} digest", manifest.digest) for name, manifest in manifests.items()]
+    digests = manifests["features"].inputs if "features" in manifests else {}  # of the snapshot
+    digests = {**digests, **{kind: manifest.digest for kind, manifest in manifests.items()}}
+    context["provenance"] = [fact(f"{kind} digest", digest) for kind, digest in digests.items()]
     if created := [manifest.created_time for manifest in manifests.values()]:
         context["subtitle"] = f"Run of {max(created).replace('T', ' ').replace('+00:00', ' UTC')}"
     _render(context, page_path)

@@ -25,13 +25,14 @@ FAMILY_WORDS: Final = {
     "item_status": "Items known and new to the shop",
     "user_status": "Users known and new to the shop",
     "history_length": "By length of the user's history (events)",
-    "new_to_user": "Item new to the user, or had before",
+    "new_to_user": "Items new to the user, or had before",
 }
+VALUE_WORDS: Final = {NEW_ITEMS: "new", "new_to_user=false": "had before"}
 DECILE_NOTE: Final = "Each decile holds a tenth of the earlier conversions: 01 the many smallest, 10 the few largest."
 FAMILY_NOTES: Final = {
     "advertiser_size_decile": DECILE_NOTE,
     "item_popularity_decile": DECILE_NOTE,
-    "new_to_user": "new_to_user=true is ranked without the items that the user had before.",
+    "new_to_user": "New items are ranked without the items that the user had before.",
 }
 
 
@@ -150,5 +151,6 @@ def _slice_groups(
         estimates = {model: e for model, m in found.items() if (e := _estimate(m)) is not None}
         candidate = found.get("candidate")
         if estimates and candidate is not None:
-            groups[f"{slice_.partition('=')[2]}  (n={candidate.n_positives:,})"] = estimates
+            value = VALUE_WORDS.get(slice_, slice_.partition("=")[2])
+            groups[f"{value}  (n={candidate.n_positives:,})"] = estimates
     return groups

@@ -39,8 +39,9 @@ def _training_facts(metrics: dict[str, Any]) -> Iterator[dict[str, str]]:
     if "best_value" in metrics:
         yield fact(f"best validation {metrics['metric']}", _best(metrics))
     if recent := metrics.get("recent"):
-        steps = f"{recent['steps']:,} steps, {recent['queries']:,} queries"
-        yield fact("after that, on what came in since the training window", steps)
+        distinct = round(recent["queries"] / recent["epochs"])
+        words = f"{recent['steps']:,} steps on {distinct:,} queries (epochs: {recent['epochs']:.4g})"
+        yield fact("after that, on what came in since the training window", words)
     for key in ("epochs", "parameters", "embedding_dim", "temperature", "softmax", "precision", "device", "processes"):
         if key in metrics:
             yield fact(key, _short(metrics[key]))

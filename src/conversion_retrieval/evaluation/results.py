@@ -10,14 +10,14 @@ from conversion_retrieval.errors import CorruptArtifactError
 
 METRICS_FILE: Final = "metrics.json"
 LABELS: Final = {
-    "candidate": "two-tower model (this run)",
-    "champion": "two-tower model (champion)",
+    "candidate": "candidate (this run)",
+    "champion": "champion",
     "popularity": "popularity",
     "recent_popularity": "recent popularity",
     "own_history": "own history",
     "item_knn": "item-kNN",
     "pure_svd": "PureSVD",
-    "engagement_only": "engagement-only list",
+    "engagement_only": "engagement-only",
 }
 
 

@@ -81,7 +81,12 @@ def train(
             if recent is not None:
                 trainer = recent  # the first one's moments and averages are free to go
                 seconds, position = _fit(recent, stop), recent.position
-                metrics[RECENT] = {"queries": position.queries, "steps": position.step, "seconds": round(seconds, 3)}
+                metrics[RECENT] = {
+                    "queries": position.queries,  # in all epochs
+                    "epochs": position.queries / recent.builder.examples.num_queries,
+                    "steps": position.step,
+                    "seconds": round(seconds, 3),
+                }
                 curve = [*curve, *position.curve]
         if shard.rank == 0:
             with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
