@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_index_recall_below_its_limit_rejects() -> None:
 def test_a_missing_or_non_finite_index_recall_is_never_a_pass(value: float | None) -> None:
     decision = decide(inputs_of("better", "present", index_recall=IndexRecall(value=value)), CONFIG)
     assert decision.verdict == TOO_LITTLE
+
+
+@pytest.mark.parametrize("option", ["min_recall", "min_index_recall", "max_regression", "max_slice_regression"])
+def test_a_threshold_that_is_no_number_is_never_a_pass_and_writes_strict_json(option: str, tmp_path: Path) -> None:
+    """Configurations with NaN are refused when they are loaded; the gate must hold against one made otherwise."""
+    config = dataclasses.replace(CONFIG)
+    object.__setattr__(config, option, float("nan"))
+    decision = decide(sliced("search", 400), config)
+    assert decision.verdict in ("reject", TOO_LITTLE)
+    assert decide(inputs_of("better", "present"), config).verdict == TOO_LITTLE
+    write_decision(tmp_path, decision)
+    assert read_decision(tmp_path) == decision
 
 
 @pytest.mark.parametrize("found", ["x" * 64, ""])

@@ -131,7 +131,7 @@ def _regression_check(estimates: Estimates, columns: RecallColumns, config: Gate
     value, low, high = _difference(estimates, column, config)
     margin = -config.max_regression
     decided = False if value < margin else None
-    passed = None if _unknown(value, low) else True if low >= margin else decided
+    passed = None if _unknown(value, low, margin) else True if low >= margin else decided
     detail = f"recall@{config.k} minus the champion's (exact search), paired; the lower bound must reach the margin"
     return _check(name, passed, value, margin, low, high, columns.count(column), detail)
 
@@ -143,10 +143,9 @@ def _guardrail_checks(estimates: Estimates, columns: RecallColumns, config: Gate
         return
     lows, highs = estimates.simultaneous(slices, config.confidence_level)
     for column, low, high in zip(slices, lows, highs, strict=True):
-        value = float(estimates.values[column])
-        passed = None if _unknown(value, high) else not (value < -config.max_slice_regression and high < 0)
+        value, threshold = float(estimates.values[column]), -config.max_slice_regression
+        passed = None if _unknown(value, high, threshold) else bool(value >= threshold or high >= 0)
         detail = f"recall@{config.k} minus the champion's; bounds hold for all {len(slices)} slices at once"
-        threshold = -config.max_slice_regression
         yield _check(
             f"slice {columns.names[column]}", passed, value, threshold, low, high, columns.count(column), detail
         )
@@ -177,7 +176,7 @@ def _at_least(
     n: int | None,
     detail: str,
 ) -> Check:
-    passed = None if _unknown(value) else bool(value is not None and value >= threshold)
+    passed = None if _unknown(value, threshold) else bool(value is not None and value >= threshold)
     return _check(name, passed, value, threshold, low, high, n, detail)
 
 
@@ -196,7 +195,7 @@ def _check(
         name=name,
         passed=passed,
         value=_finite(value),
-        threshold=threshold,
+        threshold=_finite(threshold),
         low=_finite(low),
         high=_finite(high),
         n=n,
