@@ -1,5 +1,6 @@
 """Configurations are checked before anything runs, and mistakes are named with the nearest right answer."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,51 @@ def test_resolved_values_parse_back_to_the_same_configuration():
         ("training.batch_size", "expected section.key=value"),
         ("training=3", "training: .*"),
         ("losses.task_weights={views: 1}", "task_weights knows conversion and engagement"),
+        ("evaluation.baselines=[popularty]", "evaluation: baselines .* 'popularty'; did you mean popularity?"),
+        ("gate.must_beat=[nosuch]", "gate: must_beat .* 'nosuch'; known: popularity, .*, engagement_only"),
+        ("gate.guardrail_slices=[surfaces]", "gate: guardrail_slices .*'surfaces'; did you mean surface?"),
+        (
+            "evaluation.baselines=[item_knn]",
+            "gate.must_beat needs .* out of evaluation.baselines, item_knn; .*popularity",
+        ),
+        ("split.as_of=yesterday", "split: as_of must be an ISO date or time such as 2026-11-23, found 'yesterday'$"),
+        ("gate.confidence_level=0", "confidence_level must be between 0 and 1, found 0"),
+        ("gate.num_resamples=0", "num_resamples must be at least 1, found 0"),
+        ("gate.min_slice_conversions=0", "min_slice_conversions must be at least 1, found 0"),
+        ("gate.max_regression=-0.1", "max_regression must be between 0 and 1, found -0.1"),
+        ("training.weight_decay=-1", "weight_decay must not be negative, found -1"),
+        ("validation.max_drift_psi=-1", "max_drift_psi must not be negative, found -1"),
+        ("features.history_length=-1", "history_length must not be negative, found -1"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(override, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config(None, [override])
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = [
+    *("gate.max_regression", "gate.max_slice_regression", "gate.min_recall", "gate.confidence_level"),
+    *("index.max_latency_ms", "validation.max_drift_psi", "training.learning_rate", "split.test_days"),
+    *("evaluation.popularity_half_lives_days", "losses.task_weights", "model.query_tower.dropout"),
+]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan"])  # the last is a text that reads as a number
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_section_takes_a_number_that_is_not_finite(name, value):
+    collections = {"half_lives_days": f"[7.0, {value}]", "task_weights": f"{{conversion: {value}}}"}
+    given = next((text for end, text in collections.items() if name.endswith(end)), value)
+    with pytest.raises(UserError, match=r"found .*(nan|inf)") as caught:
+        load_config(None, [f"{name}={given}"])
+    assert name.split(".")[0] in str(caught.value)
+    with pytest.raises(UserError):
+        stage_config(json.dumps({"gate": {"max_regression": float("nan")}}))
+
+
+def test_a_history_may_have_no_length_and_an_ablation_no_baselines():
+    assert load_config(None, ["features.history_length=0"]).features.history_length == 0
+    assert load_config(None, ["evaluation.baselines=[]"]).gate.must_beat == ("popularity",)
 
 
 @pytest.mark.parametrize("content", ["training: [", "- a\n- b\n", "\x00"])
@@ -102,6 +142,8 @@ def test_a_stages_parameters_go_over_the_json_and_absent_ones_leave_it():
     assert stage_config(text, min_recall=0.0).gate.min_recall == 0.0
     assert stage_config(text).gate == parse_config({"gate": {"min_recall": 0.1, "min_conversions": 7}}).gate
     assert stage_config("", as_of="2026-01-31").split.as_of == "2026-01-31"
+    with pytest.raises(UserError, match="min_recall"):
+        stage_config("", min_recall=float("nan"))
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '"x"', '{"gate": {"min_recal": 1}}'])

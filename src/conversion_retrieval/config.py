@@ -4,10 +4,10 @@ Nothing here imports torch, kfp or pandas, so that command lines answer at once.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -17,11 +17,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from conversion_retrieval.errors import UserError
-from conversion_retrieval.evaluation.config import EvaluationConfig
+from conversion_retrieval.evaluation.config import ENGAGEMENT_ONLY, EvaluationConfig
 from conversion_retrieval.features.config import FeatureConfig, LabelConfig, SplitConfig
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.model.config import ModelConfig
+from conversion_retrieval.options import hint
 from conversion_retrieval.registry.config import GateConfig
 from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.validation.config import ValidationConfig
@@ -41,6 +42,15 @@ class PipelineConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a gate that asks for a baseline that the evaluation leaves out; one without any is an ablation's."""
+        measured = (*self.evaluation.baselines, ENGAGEMENT_ONLY)
+        if self.evaluation.baselines and (missing := [name for name in self.gate.must_beat if name not in measured]):
+            raise ValueError(
+                f"gate.must_beat needs baselines out of evaluation.baselines, {', '.join(self.evaluation.baselines)}; "
+                f"found {missing[0]!r}"
+            )
 
 
 def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -> PipelineConfig:
@@ -63,14 +73,21 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
 
 
 def parse_config(values: Mapping[str, Any], *, where: str = "the configuration") -> PipelineConfig:
-    """Check plain values against the dataclasses; ``UserError`` names the key, what it found and the nearest match."""
+    """Check plain values against the dataclasses; ``UserError`` names the key, what it found and the nearest match.
+
+    No number may be NaN or infinite: every comparison with NaN is false, so it would pass for any limit, and neither
+    can be recorded with the model.
+    """
     _refuse_unknown(values, PipelineConfig, where=where, prefix="")
     try:
-        return TypeAdapter(PipelineConfig).validate_python(values)
+        config = TypeAdapter(PipelineConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        location = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {location}: {first['msg']}, found {first.get('input')!r}") from None
+        raise UserError(": ".join(filter(None, (where, ".".join(map(str, first["loc"])), _reason(first))))) from None
+    for name, number in _numbers(config_values(config)):
+        if not math.isfinite(number):
+            raise UserError(f"{where}: {name}: expected a finite number, found {number}")
+    return config
 
 
 def stage_config(
@@ -88,8 +105,8 @@ def stage_config(
         raise UserError(f"expected a JSON object in config_json, found {type(values).__name__}")
     given = {
         ("split", "as_of"): as_of,
-        ("gate", "min_recall"): min_recall if min_recall >= 0 else "",
-        ("gate", "min_conversions"): min_conversions if min_conversions >= 0 else "",
+        ("gate", "min_recall"): "" if min_recall < 0 else min_recall,  # NaN is refused rather than left out
+        ("gate", "min_conversions"): "" if min_conversions < 0 else min_conversions,
     }
     for (section, name), value in given.items():
         if value != "":
@@ -142,12 +159,29 @@ def _refuse_unknown(values: Mapping[str, Any], owner: type, *, where: str, prefi
     fields = {f.name: f for f in dataclasses.fields(owner)}
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}: unknown key {prefix}{key}; {hint}")
+            raise UserError(f"{where}: unknown key {prefix}{key}; {hint(str(key), fields, prefix=prefix)}")
         nested = fields[key].type
         if isinstance(nested, type) and dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
             _refuse_unknown(value, nested, where=where, prefix=f"{prefix}{key}.")
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    """What the dataclasses' own checks say tells what they found; pydantic's does not."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{error['msg']}, found {error.get('input')!r}"
+
+
+def _numbers(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """All floating-point numbers of plain values with their dotted names."""
+    if isinstance(values, float):
+        yield name, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{name}.{key}" if name else key)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _numbers(value, name)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,21 @@
-"""How a configuration's field tells what was done before it existed."""
+"""What the configuration's dataclasses share: how a field tells its past, and what is said of a misspelt name."""
 
+import difflib
+from collections.abc import Collection, Iterable
 from typing import Final
 
 BEFORE: Final = "before"
 """Key of a field's metadata, ``field(default=True, metadata={BEFORE: False})``: see ``recorded_config``."""
+
+
+def hint(name: str, known: Collection[str], *, prefix: str = "") -> str:
+    """The nearest of the ``known`` names as a question, or all of them where none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def require_known(option: str, found: Iterable[str], known: Collection[str]) -> None:
+    """``ValueError`` for the first name in ``option`` that is not known, with the nearest that is."""
+    for name in found:
+        if name not in known:
+            raise ValueError(f"{option} has the unknown name {name!r}; {hint(name, known)}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation import config as names
 from conversion_retrieval.evaluation.baselines import BASELINES, QuerySet, fit_baseline
 from conversion_retrieval.evaluation.config import EvaluationConfig
 from conversion_retrieval.evaluation.events import (
@@ -218,13 +218,8 @@ def test_the_setting_that_does_best_on_validation_is_fitted_for_the_test():
     assert fit_baseline("own_history", log, validation, int(days(30)), config).parameters["half_life_days"] == 2.0
 
 
-def test_an_unknown_baseline_is_named_with_those_there_are():
-    log = random_log(6)
-    nobody = QuerySet(
-        windows=log.users_before(0), positives=ItemLists(offsets=np.zeros(31, int), items=log.item[:0]), start=0
-    )
-    with pytest.raises(UserError, match="found 'popularty'"):
-        fit_baseline("popularty", log, nobody, 0, CONFIG)
+def test_a_configuration_knows_the_baselines_there_are():
+    assert tuple(BASELINES) == names.BASELINES
 
 
 def test_a_sample_of_queries_keeps_each_querys_positives():

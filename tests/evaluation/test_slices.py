@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from conversion_retrieval.evaluation.config import SLICES
 from conversion_retrieval.evaluation.slices import (
     conversions_before,
     history_bins,
@@ -61,6 +62,7 @@ def test_every_positive_is_sliced_by_what_was_known_when_the_window_began():
         positives=positives, user=user, surface=np.array([2, 0, 1]), history_end=log.offsets[user] + [2, 0, 1]
     )
     found = slice_columns(dataset, split, log, int(days(5)))
+    assert tuple(found) == SLICES
     assert {name: values.tolist() for name, values in found.items()} == {
         "surface": ["search", "search", "unknown", "home"],
         "advertiser_size_decile": ["06", "none", "none", "06"],

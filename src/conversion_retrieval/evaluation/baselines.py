@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.config import EvaluationConfig
 from conversion_retrieval.evaluation.events import EventLog, Windows
 from conversion_retrieval.evaluation.item_knn import fit_item_knn
@@ -46,11 +45,8 @@ class QuerySet:
 
 
 def fit_baseline(name: str, log: EventLog, validation: QuerySet, test_start: int, config: EvaluationConfig) -> Ranker:
-    """The baseline called ``name`` at its best setting on the validation queries, fitted before ``test_start``.
-
-    Raises ``UserError`` for an unknown name.
-    """
-    fit = _lookup(name)
+    """The baseline called ``name`` at its best setting on the validation queries, fitted before ``test_start``."""
+    fit = BASELINES[name]
     settings = fit(log, validation.start, config)
     best = 0 if len(settings) == 1 else best_setting(settings, validation, log.num_items, config)
     return fit(log, test_start, config)[best]
@@ -66,9 +62,3 @@ def _recall(ranker: Ranker, queries: QuerySet, num_items: int, config: Evaluatio
     scores = ranker.score_block(queries.windows)
     ranks: NDArray[np.int32] = score_ranks(scores, num_items, queries.positives, block=config.block_queries).full
     return float((ranks < config.tuning_k).mean()) if len(ranks) else 0.0
-
-
-def _lookup(name: str) -> Fit:
-    if name not in BASELINES:
-        raise UserError(f"evaluation.baselines: expected some of {', '.join(BASELINES)}, found {name!r}")
-    return BASELINES[name]

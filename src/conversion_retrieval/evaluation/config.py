@@ -1,20 +1,38 @@
 """What is measured."""
 
 from dataclasses import dataclass
+from typing import Final
+
+from conversion_retrieval.options import require_known
+
+BASELINES: Final = ("popularity", "recent_popularity", "own_history", "item_knn", "pure_svd")
+"""The baselines' names; ``baselines`` has what they do."""
+ENGAGEMENT_ONLY: Final = "engagement_only"
+"""The list by engagement alone, measured beside the baselines wherever one can be made."""
+SLICES: Final = (
+    "surface",
+    "advertiser_size_decile",
+    "item_popularity_decile",
+    "item_status",
+    "user_status",
+    "history_length",
+    "new_to_user",
+)
+"""The slices' names; ``slices`` says of what."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """``ks`` are cut-offs of recall and NDCG; intervals are bootstrapped over users.
 
-    Baselines are tuned on up to ``tuning_queries`` validation queries by conversion recall at ``tuning_k``. An infinite
-    half-life counts all events alike.
+    Baselines are tuned on up to ``tuning_queries`` validation queries by conversion recall at ``tuning_k``. A half-life
+    of a million days counts all events alike.
     """
 
     ks: tuple[int, ...] = (10, 50, 100, 500, 1000)
     num_resamples: int = 1000
     confidence_level: float = 0.95
-    baselines: tuple[str, ...] = ("popularity", "recent_popularity", "own_history", "item_knn", "pure_svd")
+    baselines: tuple[str, ...] = BASELINES
     pure_svd_factors: tuple[int, ...] = (64, 256)
     item_knn_neighbors: tuple[int, ...] = (50, 200)
     popularity_half_lives_days: tuple[float, ...] = (7.0, 14.0, 28.0)
@@ -31,7 +49,8 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse cut-offs below one, empty grids and impossible counts."""
+        """Refuse unknown baselines, cut-offs below one, empty grids and impossible counts."""
+        require_known("baselines", self.baselines, BASELINES)
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks must be positive, found {self.ks}")
         for name in (

@@ -11,7 +11,7 @@ from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import new_artifact, write_json
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.baselines import fit_baseline
-from conversion_retrieval.evaluation.config import EvaluationConfig
+from conversion_retrieval.evaluation.config import ENGAGEMENT_ONLY, EvaluationConfig
 from conversion_retrieval.evaluation.coverage import measure_coverage
 from conversion_retrieval.evaluation.measure import Measurer
 from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_bundle, encode_window, open_inputs
@@ -30,7 +30,6 @@ from conversion_retrieval.training.load import LoadedModel, load_model
 
 CANDIDATE: Final = "candidate"
 CHAMPION: Final = "champion"
-ENGAGEMENT_ONLY: Final = "engagement_only"
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """How events become labels, splits and features."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 
@@ -27,7 +28,15 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative windows and weights."""
-        for name in ("click_window_days", "view_window_days", "session_minutes", "click_duration_cap_seconds"):
+        for name in (
+            "click_window_days",
+            "view_window_days",
+            "session_minutes",
+            "click_duration_cap_seconds",
+            "missing_click_duration_weight",
+            "max_hard_negatives_per_query",
+            "max_hard_negatives_per_user",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.click_duration_cap_percentile <= 100:
@@ -65,7 +74,16 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse windows that are empty or negative."""
+        """Refuse an end that is no time, and windows that are empty or negative."""
+        if self.as_of:
+            try:
+                datetime.fromisoformat(self.as_of)
+            except ValueError:
+                raise ValueError(
+                    f"as_of must be an ISO date or time such as 2026-11-23, found {self.as_of!r}"
+                ) from None
+        if self.max_evaluation_queries < 1:
+            raise ValueError(f"max_evaluation_queries must be at least 1, found {self.max_evaluation_queries}")
         for name in ("training_window_days", "training_stride_days"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
@@ -79,7 +97,7 @@ class FeatureConfig:
     """What is computed from the tables beside the columns they hold."""
 
     spec_path: str = ""
-    history_length: int = 64
+    history_length: int = 64  # 0 leaves histories out: every encoder then sees users without events
     # Impressions are left out by default: they are many, and say what was shown rather than what was wanted.
     history_events: tuple[str, ...] = ("click", "save", "add_to_cart", "checkout")
     aggregate_windows_days: tuple[float, ...] = (1.0, 7.0, 28.0)
@@ -112,5 +130,13 @@ class FeatureConfig:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         if self.rate_prior_strength <= 0:
             raise ValueError(f"rate_prior_strength must be positive, found {self.rate_prior_strength}")
-        if self.performance_period_days < 0 or self.num_partitions < 0:
-            raise ValueError("performance_period_days and num_partitions must not be negative")
+        for name in (
+            "performance_period_days",
+            "max_vocabulary_size",
+            "min_vocabulary_count",
+            "max_plain_item_ids",
+            "item_id_buckets",
+            "num_partitions",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")

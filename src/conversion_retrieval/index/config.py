@@ -28,6 +28,8 @@ class IndexConfig:
         """Refuse a target that cannot be met or missed, and budgets and counts of nothing."""
         if not 0 < self.target_recall <= 1:
             raise ValueError(f"target_recall must be in (0, 1], found {self.target_recall}")
+        if self.max_exact_items < 0:
+            raise ValueError(f"max_exact_items must not be negative, found {self.max_exact_items}")
         for name in ("recall_k", "max_latency_ms", "max_memory_mb", "tuning_queries", "rank_depth"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from conversion_retrieval.evaluation.config import BASELINES, ENGAGEMENT_ONLY, SLICES
+from conversion_retrieval.options import require_known
+
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -25,9 +28,14 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse thresholds that no candidate or any candidate would pass."""
-        for name in ("min_recall", "min_index_recall", "confidence_level"):
+        """Refuse thresholds that no candidate or any candidate would pass, and unknown baselines and slices."""
+        for name in ("min_recall", "min_index_recall", "max_regression", "max_slice_regression"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
-        if self.k < 1 or self.min_conversions < 1 or self.min_queries < 1:
-            raise ValueError("k, min_conversions and min_queries must be at least 1")
+        if not 0 < self.confidence_level < 1:
+            raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        for name in ("k", "min_conversions", "min_queries", "min_slice_conversions", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        require_known("must_beat", self.must_beat, (*BASELINES, ENGAGEMENT_ONLY))
+        require_known("guardrail_slices", self.guardrail_slices, SLICES)

@@ -24,7 +24,7 @@ class TrainingConfig:
     optimizer: Literal["auto", "adamw", "adamw_sparse"] = "auto"
     warmup_steps: int = 50
     decay: Literal["cosine", "constant"] = "cosine"
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: float = 1.0  # 0 is no limit
     # Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves.
     average_decay: float = 0.99
     early_stopping_metric: str = "conversion/recall@100"
@@ -54,6 +54,17 @@ class TrainingConfig:
                 "patience, keep_checkpoints and max_validation_queries must be at least 1, found "
                 f"{self.patience}, {self.keep_checkpoints}, {self.max_validation_queries}"
             )
+        for name in (
+            "max_steps",
+            "embedding_learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_gradient_norm",
+            "validate_every_steps",
+            "checkpoint_every_steps",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         if self.recent_epochs < 0 or not 0 < self.recent_rate_share <= 1:
             raise ValueError(
                 "recent_epochs must not be negative and recent_rate_share in (0, 1], "

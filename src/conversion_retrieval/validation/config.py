@@ -33,15 +33,23 @@ class ValidationConfig:
     max_suite_rows: int = 2_000_000
 
     def __post_init__(self) -> None:
-        """Refuse rates outside [0, 1] and sizes below one."""
+        """Refuse rates outside [0, 1], negative limits and sizes below one."""
         shares = ("duplicate", "orphan", "invalid", "unattributable", "late_report")
         rates = {f"max_{name}_rate": getattr(self, f"max_{name}_rate") for name in shares}
         rates |= {f"max_null_rates[{name!r}]": rate for name, rate in self.max_null_rates.items()}
         for name, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, found {rate}")
-        if self.max_report_delay_days < 0:
-            raise ValueError(f"max_report_delay_days must not be negative, found {self.max_report_delay_days}")
+        for name in (
+            "max_report_delay_days",
+            "max_future_days",
+            "max_drift_psi",
+            "min_events_per_day",
+            "min_events_per_surface_day",
+            "sample_rows",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         for name in ("memory_mb", "rows_per_part", "max_suite_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
