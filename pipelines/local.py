@@ -14,6 +14,7 @@ from kfp import components, local
 
 from conversion_retrieval.config import config_values, load_config
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.storage import check_uri
 from pipelines.compile import compile_pipeline, placement
 from pipelines.stage_view import StageView
 from pipelines.summary import RunSummary, summarize
@@ -43,6 +44,8 @@ def run_locally(
     Raises ``UserError`` for what the caller can fix (the line that the stage printed), ``StageFailedError`` for a bug.
     """
     config = load_config(config_path, overrides)
+    for uri in (data_uri, registry_uri):
+        check_uri(uri)
     arguments = {
         "data_uri": absolute(data_uri),
         "registry_uri": absolute(registry_uri),

@@ -1,6 +1,5 @@
 """Pipeline parameters checked against the compiled YAML before anything is sent: the backend takes whatever comes."""
 
-import difflib
 import json
 import math
 import re
@@ -13,6 +12,8 @@ import yaml
 from conversion_retrieval.config import stage_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.variants import select_variants, split_names
+from conversion_retrieval.options import hint
+from conversion_retrieval.storage import check_uri
 from conversion_retrieval.training.gpu_nodes import check_gpu_type
 
 GPU_COUNT: Final = re.compile("[1-9][0-9]{0,2}")
@@ -85,9 +86,7 @@ def _parse(text: str, definitions: Mapping[str, Any]) -> tuple[str, Any]:
     if not separator:
         raise UserError(f"expected --param name=value, found {text!r}")
     if name not in definitions:
-        near = difflib.get_close_matches(name, definitions, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(definitions)}"
-        raise UserError(f"the pipeline has no parameter {name!r}; {hint}")
+        raise UserError(f"the pipeline has no parameter {name!r}; {hint(name, definitions)}")
     words, parse = PARSERS[definitions[name]["parameterType"]]
     try:
         return name, parse(value)
@@ -102,10 +101,13 @@ def _check_meaning(values: Mapping[str, Any]) -> None:
     if values.get("num_seeds", 1) < 1:
         raise UserError(f"expected at least 1 for parameter num_seeds, found {values['num_seeds']}")
     for name in ("data_uri", "registry_uri"):
-        if name in values and not values[name].startswith("gs://"):
+        if name not in values:
+            continue
+        if not values[name].startswith("gs://"):
             raise UserError(
                 f"expected a gs:// prefix for {name}, found {values[name]!r}: pods share no local directory"
             )
+        check_uri(values[name])
     if not GPU_COUNT.fullmatch(values.get("gpu_count", "1")):
         raise UserError(f"expected a whole number from 1 for parameter gpu_count, found {values['gpu_count']!r}")
     check_gpu_type(values.get("gpu_type", ""))

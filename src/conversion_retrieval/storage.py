@@ -115,17 +115,30 @@ def open_store(uri: str | Path) -> ObjectStore:
     Nothing is created or contacted before the first call. ``STORAGE_EMULATOR_HOST`` is respected. Raises ``UserError``
     for another scheme or a ``gs://`` URI without a bucket, ``StorageUnavailableError`` without credentials.
     """
+    check_uri(uri)
     scheme, separator, rest = str(uri).partition("://")
     if not separator:
         return LocalStore(Path(uri))
     if scheme == "file":
         return LocalStore(Path(rest))
-    if scheme == "gs":
-        from conversion_retrieval.cloud_storage import CloudStore  # the client takes half a second to import
+    from conversion_retrieval.cloud_storage import CloudStore  # the client takes half a second to import
 
-        bucket, _, prefix = rest.partition("/")
-        return CloudStore(bucket, prefix.strip("/"))
-    raise UserError(f"expected a local path, file:// or gs:// URI, found scheme {scheme!r} in {uri}")
+    bucket, _, prefix = rest.partition("/")
+    return CloudStore(bucket, prefix.strip("/"))
+
+
+def check_uri(uri: str | Path) -> None:
+    """Refuse with ``UserError`` what names no store, from the text alone: nothing is imported or contacted."""
+    scheme, separator, rest = str(uri).partition("://")
+    if not separator or scheme == "file":
+        return
+    if scheme != "gs":
+        raise UserError(f"expected a local path, file:// or gs:// URI, found scheme {scheme!r} in {uri}")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UserError(f"expected gs://bucket/prefix, found no bucket in {uri}")
+    if prefix := prefix.strip("/"):
+        safe_key(prefix, uri=str(uri))
 
 
 def safe_key(key: str, *, uri: str) -> str:

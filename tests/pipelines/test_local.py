@@ -124,6 +124,20 @@ def test_an_unwritable_registry_is_one_line_before_anything_is_trained(data_dir,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data_uri", "registry_uri", "says"),
+    [
+        ("data", "s3://bucket/registry", "found scheme 's3'"),
+        ("s3://bucket/data", "registry", "found scheme 's3'"),
+        ("data", "gs://", "found no bucket"),
+    ],
+)
+def test_an_address_that_names_no_store_is_refused_before_anything_is_written(tmp_path, data_uri, registry_uri, says):
+    with pytest.raises(UserError, match=says):
+        run_locally(data_uri=data_uri, registry_uri=registry_uri, output_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
     from filelock import FileLock
 
