@@ -212,6 +212,38 @@ def test_retrieving_for_an_unknown_user_is_one_line(registry: Registry, run: Run
         retrieve_user(registry.uri, str(run.data_dir), "nobody")
 
 
+EMBEDDINGS = {
+    (1.0, 2.0): "expected 8 numbers in context_embedding, found 2",
+    (): "expected 8 numbers in context_embedding, found 0",
+    (*range(9),): "expected 8 numbers in context_embedding, found 9",
+    (*[1.0] * 7, float("nan")): "expected finite numbers of 32 bits in context_embedding",
+    (*[1.0] * 7, None): "expected finite numbers of 32 bits in context_embedding",
+    (*[1.0] * 7, 1e300): "expected finite numbers of 32 bits in context_embedding",
+}
+
+
+@pytest.mark.parametrize(("embedding", "says"), EMBEDDINGS.items())
+def test_a_context_embedding_that_the_model_cannot_read_is_never_left_out_unsaid(
+    retriever: Retriever, registry: Registry, run: Run, tmp_path: Path, embedding: tuple, says: str
+) -> None:
+    requests = [Request(user_id="u", time=10), Request(user_id="u", time=10, context_embedding=embedding)]
+    with pytest.raises(UserError, match=f"request 1: {says}"):
+        retriever.retrieve(requests, inline_events([[], []]), np.arange(2))
+    rows = [{"user_id": "u", "context_embedding": None}] * 300 + [{"user_id": "u", "context_embedding": embedding}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "requests.parquet")
+    with pytest.raises(UserError, match=rf"requests\.parquet, row 300: {says}"):
+        retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None)
+
+
+def test_a_model_without_context_embeddings_takes_none(retriever: Retriever) -> None:
+    catalogue = retriever.features.catalogue
+    without = dataclasses.replace(catalogue, spec=dataclasses.replace(catalogue.spec, context_embedding_dim=0))
+    features = dataclasses.replace(retriever.features, catalogue=without)
+    request = Request(user_id="u", time=10, context_embedding=(1.0, 2.0))
+    with pytest.raises(UserError, match="expected no context_embedding, as this model was trained without, found 2"):
+        features.encode([request], inline_events([[]]), np.zeros(1, np.int64))
+
+
 @pytest.mark.parametrize("columns", [{}, {"user": ["a"]}, {"user_id": ["a", None]}, {"user_id": ["a"], "time": ["x"]}])
 def test_requests_of_the_wrong_shape_are_one_line(
     registry: Registry, run: Run, tmp_path: Path, columns: dict[str, list]

@@ -155,6 +155,16 @@ def test_requests_leave_no_line_in_the_log_whatever_their_answer(service: Servic
     assert service.log_path.stat().st_size == before
 
 
+@pytest.mark.parametrize("history", [{}, {"history": []}])
+def test_a_context_embedding_of_another_length_is_a_400(service: Service, history: dict) -> None:
+    connection = service.connect()
+    documents = [{"user_id": "u", **history}, {"user_id": "u", "context_embedding": [1.0, 2.0], **history}]
+    connection.request("POST", INFER, body(*map(json.dumps, documents)))
+    response = connection.getresponse()
+    assert response.status == 400
+    assert "request 1: expected 8 numbers in context_embedding, found 2" in response.read().decode()
+
+
 def test_user_known_from_the_data_needs_no_history(service: Service, run: Run) -> None:
     from conversion_retrieval.serving.commands import read_user_events
     from conversion_retrieval.tables import read_tables

@@ -17,7 +17,7 @@ from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.schema import TIMESTAMP
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.coverage import Coverage
-from conversion_retrieval.serving.query_features import last_time
+from conversion_retrieval.serving.query_features import context_fault, last_time
 from conversion_retrieval.serving.requests import MAX_K, Request, UserEvents
 from conversion_retrieval.serving.retriever import Candidates, Retriever
 from conversion_retrieval.tables import Tables, read_tables
@@ -87,7 +87,8 @@ def retrieve_requests(
     """Answer a Parquet file of requests into another, one row a candidate; returns its path.
 
     Columns of the requests: ``user_id``; optional ``time`` (default: after the user's newest event), ``surface``,
-    ``context_item_id``, ``context_embedding``. ``UserError`` names a missing or wrong column.
+    ``context_item_id``, ``context_embedding``. ``UserError`` names a missing or wrong column, or the row of a context
+    embedding that is not as the model was trained with.
     """
     _check_options(k, advertiser_cap)
     output_path = output_path or requests_path.with_name(f"{requests_path.stem}_candidates.parquet")
@@ -100,7 +101,9 @@ def retrieve_requests(
     temporary = output_path.with_name(f".{output_path.name}.tmp")
     with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
         for start in track(range(0, table.num_rows, BATCH_REQUESTS), "retrieve", unit="batches"):
-            batch = _requests(table.slice(start, BATCH_REQUESTS), events, options)
+            rows = table.slice(start, BATCH_REQUESTS).to_pylist()
+            _check_context(rows, start, retriever.model.spec.context_embedding_dim, requests_path)
+            batch = _requests(rows, events, options)
             answers = _answer(retriever, events, batch, coverage)
             num_candidates += sum(len(answer.item_ids) for answer in answers)
             writer.write_table(_rows(start, answers))
@@ -134,8 +137,14 @@ def _answer(
     return retriever.retrieve(requests, events.of_users(user_ids), user, observe=coverage.observe)
 
 
-def _requests(table: pa.Table, events: UserEvents, options: dict[str, Any]) -> list[Request]:
-    rows = table.to_pylist()
+def _check_context(rows: Sequence[dict[str, Any]], start: int, dim: int, path: Path) -> None:
+    for number, row in enumerate(rows, start):
+        embedding = row.get("context_embedding")
+        if embedding is not None and (fault := context_fault(embedding, dim)):
+            raise UserError(f"{path}, row {number}: {fault}")
+
+
+def _requests(rows: Sequence[dict[str, Any]], events: UserEvents, options: dict[str, Any]) -> list[Request]:
     for row in rows:
         row["time"] = last_time(events.of_users([row["user_id"]])) if row.get("time") is None else row["time"]
         row["context_embedding"] = None if row.get("context_embedding") is None else tuple(row["context_embedding"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.dataset import Events, FeatureDataset
 from conversion_retrieval.features.events import ItemIndex, encode_block
@@ -62,7 +63,10 @@ class QueryFeatures:
     config: FeatureConfig
 
     def encode(self, requests: Sequence[Request], events: UserEvents, user: NDArray[np.int64]) -> EncodedQueries:
-        """Tower inputs of ``requests`` [B], whose users are rows ``user`` [B] of ``events``."""
+        """Tower inputs of ``requests`` [B], whose users are rows ``user`` [B] of ``events``.
+
+        Raises ``UserError`` for a context embedding that is not as the model was trained with.
+        """
         surfaces = self.catalogue.metadata["surfaces"]
         known = timeline(encode_block(events.table, events.offsets, self.items, surfaces))
         users = events.users
@@ -98,7 +102,9 @@ class QueryFeatures:
     def _context_embeddings(self, requests: Sequence[Request]) -> NDArray[np.float32]:
         result = np.zeros((len(requests), self.catalogue.spec.context_embedding_dim), np.float32)
         for row, request in enumerate(requests):
-            if request.context_embedding is not None and len(request.context_embedding) == result.shape[1]:
+            if request.context_embedding is not None:
+                if fault := context_fault(request.context_embedding, result.shape[1]):
+                    raise UserError(f"request {row}: {fault}")
                 result[row] = request.context_embedding
         return result
 
@@ -118,6 +124,21 @@ class QueryFeatures:
             offsets=history.offsets,
         )
         return dataclasses.replace(self.catalogue, events=events)
+
+
+def context_fault(embedding: Sequence[float], dim: int) -> str:
+    """What is wrong with a context embedding for a model that knows ``dim`` numbers (0: none); empty if nothing is.
+
+    Leaving it out instead would answer another question than the one that was asked.
+    """
+    if len(embedding) != dim:
+        expected = (
+            f"{dim} numbers in context_embedding" if dim else "no context_embedding, as this model was trained without"
+        )
+        return f"expected {expected}, found {len(embedding)}"
+    if not (np.abs(np.asarray(embedding, np.float64)) <= np.finfo(np.float32).max).all():  # null and NaN neither
+        return "expected finite numbers of 32 bits in context_embedding, found others"
+    return ""
 
 
 def last_time(events: UserEvents) -> int:
