@@ -43,8 +43,25 @@ def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_i
     assert "training on" in (output_dir / "logs" / "no_history-seed0.log").read_text()
 
     other = load_config(None, [*QUICK_RUN, "training.batch_size=128"])
-    with pytest.raises(UserError, match="choose a new --output"):
+    with pytest.raises(UserError, match=r"another: training\.batch_size was 256 and is 128; choose a new --output"):
         ablate(data_uri, output_dir, config=other, num_seeds=1)
+    with pytest.raises(UserError, match=rf"expected an ablation of elsewhere in .*, found one of {data_uri}"):
+        ablate("elsewhere", output_dir, config=config, num_seeds=1)
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_an_output_that_can_be_no_directory_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError, match=r"expected a directory to write to at .*file") as caught:
+        ablate("data", tmp_path / name, config=load_config(), num_seeds=1)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_missing_parents_of_an_output_are_made(tmp_path):
+    with pytest.raises(UserError, match="expected valid data"):
+        ablate(str(tmp_path / "none"), tmp_path / "a" / "b", config=load_config(), num_seeds=1)
+    assert (tmp_path / "a" / "b" / "request.json").exists()
 
 
 def test_data_that_fails_its_checks_is_refused_with_the_report(tmp_path):

@@ -7,11 +7,11 @@ side by side; ``compare_variants`` needs only those artifacts.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -58,12 +58,15 @@ def ablate(
     """Run every variant with every seed, skipping what is already there, and return the path of the HTML page.
 
     With ``num_processes`` above 1 as many variants train side by side, each with its share of the cores and with its
-    log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, or an output directory of another
-    configuration; in processes also, at the end, for a variant that failed.
+    log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, or an output directory that cannot be
+    written to or is another ablation's; in processes also, at the end, for a variant that failed.
     """
     names = select_variants(variants)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _claim(output_dir, data_uri, config)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _claim(output_dir, data_uri, config)
+    except OSError as error:
+        raise UserError(f"expected a directory to write to at {output_dir}, found: {error}") from None
     snapshot_dir = _snapshot(data_uri, output_dir, config)
     runs = [(name, seed) for seed in range(num_seeds) for name in names]
     dirs = {run: output_dir / "variants" / f"{run[0]}-seed{run[1]}" for run in runs}
@@ -240,14 +243,33 @@ def _conversions(path: Path) -> pa.Table:
 def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
     """Refuse to mix the results of two configurations or data sets in one directory."""
     asked = dataclasses.replace(config, features=_wherever_computed(config.features))
-    claim = {"data_uri": data_uri, "config_digest": config_digest(asked), "config": config_values(asked)}
+    values = config_values(asked)
     path = output_dir / "request.json"
     if not path.exists():
-        contracts.write_json(path, claim)
+        contracts.write_json(path, {"data_uri": data_uri, "config": values})
         return
     found = json.loads(path.read_text())
-    if (found["data_uri"], found["config_digest"]) != (data_uri, claim["config_digest"]):
-        raise UserError(f"expected an ablation of {data_uri} in {output_dir}, found another one: choose a new --output")
+    if found["data_uri"] != data_uri:
+        raise UserError(
+            f"expected an ablation of {data_uri} in {output_dir}, found one of {found['data_uri']}: "
+            "choose a new --output"
+        )
+    if differing := list(_differences(found["config"], values)):
+        more = f" and {len(differing) - 1} more options" if len(differing) > 1 else ""
+        raise UserError(
+            f"expected the configuration that the ablation in {output_dir} was begun with, found another: "
+            f"{differing[0]}{more}; choose a new --output"
+        )
+
+
+def _differences(begun: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The options that two configurations do not share, with both values; None is one that a release did not know."""
+    for name in sorted({*begun, *asked}):
+        one, other = begun.get(name), asked.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            yield f"{prefix}{name} was {one!r} and is {other!r}"
 
 
 def _snapshot(data_uri: str, output_dir: Path, config: PipelineConfig) -> Path:
