@@ -244,6 +244,34 @@ def test_a_model_without_context_embeddings_takes_none(retriever: Retriever) -> 
         features.encode([request], inline_events([[]]), np.zeros(1, np.int64))
 
 
+@pytest.mark.parametrize("output", ["nowhere/y.parquet", "directory", "requests.parquet/y.parquet"])
+def test_an_output_that_cannot_be_written_is_one_line_before_the_champion_is_loaded(
+    tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Registry, "open", lambda uri: pytest.fail("the registry was opened"))
+    (tmp_path / "directory").mkdir()
+    pq.write_table(pa.table({"user_id": ["u"]}), tmp_path / "requests.parquet")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"expected a (directory|file) to write .*, found") as caught:
+        retrieve_requests("registry", "data", tmp_path / "requests.parquet", tmp_path / output)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_nothing_is_left_of_candidates_that_could_not_all_be_retrieved(
+    registry: Registry, run: Run, tmp_path: Path
+) -> None:
+    rows = [{"user_id": "u", "context_embedding": None}] * 300 + [{"user_id": "u", "context_embedding": [1.0]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "requests.parquet")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "candidates.parquet").write_text("of an earlier run")
+    with pytest.raises(UserError, match="row 300"):
+        retrieve_requests(
+            registry.uri, str(run.data_dir), tmp_path / "requests.parquet", tmp_path / "out" / "candidates.parquet"
+        )
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of an earlier run"]
+
+
 @pytest.mark.parametrize("columns", [{}, {"user": ["a"]}, {"user_id": ["a", None]}, {"user_id": ["a"], "time": ["x"]}])
 def test_requests_of_the_wrong_shape_are_one_line(
     registry: Registry, run: Run, tmp_path: Path, columns: dict[str, list]

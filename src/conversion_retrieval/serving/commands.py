@@ -1,6 +1,8 @@
 """What ``conversion-retrieval retrieve`` does: candidates for one user on the screen, for many into a file."""
 
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,33 +89,49 @@ def retrieve_requests(
     """Answer a Parquet file of requests into another, one row a candidate; returns its path.
 
     Columns of the requests: ``user_id``; optional ``time`` (default: after the user's newest event), ``surface``,
-    ``context_item_id``, ``context_embedding``. ``UserError`` names a missing or wrong column, or the row of a context
-    embedding that is not as the model was trained with.
+    ``context_item_id``, ``context_embedding``. ``UserError`` names a missing or wrong column, the row of a context
+    embedding that is not as the model was trained with, or an output that cannot be written, before anything is loaded.
     """
     _check_options(k, advertiser_cap)
     output_path = output_path or requests_path.with_name(f"{requests_path.stem}_candidates.parquet")
     table = _read_requests(requests_path)
-    loader = ChampionLoader(Registry.open(registry_uri))
-    retriever = loader.load()
-    events = read_user_events(read_tables(data_uri), table["user_id"].to_pylist())
-    options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
-    coverage, num_candidates = retriever.coverage(), 0
-    temporary = output_path.with_name(f".{output_path.name}.tmp")
-    with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
-        for start in track(range(0, table.num_rows, BATCH_REQUESTS), "retrieve", unit="batches"):
-            rows = table.slice(start, BATCH_REQUESTS).to_pylist()
-            _check_context(rows, start, retriever.model.spec.context_embedding_dim, requests_path)
-            batch = _requests(rows, events, options)
-            answers = _answer(retriever, events, batch, coverage)
-            num_candidates += sum(len(answer.item_ids) for answer in answers)
-            writer.write_table(_rows(start, answers))
-    temporary.replace(output_path)
+    with _new_file(output_path) as temporary:
+        loader = ChampionLoader(Registry.open(registry_uri))
+        retriever = loader.load()
+        events = read_user_events(read_tables(data_uri), table["user_id"].to_pylist())
+        options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
+        coverage, num_candidates = retriever.coverage(), 0
+        with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
+            for start in track(range(0, table.num_rows, BATCH_REQUESTS), "retrieve", unit="batches"):
+                rows = table.slice(start, BATCH_REQUESTS).to_pylist()
+                _check_context(rows, start, retriever.model.spec.context_embedding_dim, requests_path)
+                batch = _requests(rows, events, options)
+                answers = _answer(retriever, events, batch, coverage)
+                num_candidates += sum(len(answer.item_ids) for answer in answers)
+                writer.write_table(_rows(start, answers))
     CONSOLE.print(
         f"{num_candidates:,} candidates for {table.num_rows:,} requests, from {retriever.version}: {output_path}"
     )
     _print_coverage(coverage)
     loader.discard_all_but("")
     return output_path
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write into, which takes that name in the end; nothing is left of it after an error."""
+    if path.is_dir():
+        raise UserError(f"expected a file to write to at {path}, found a directory")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise UserError(f"expected a directory to write {path.name} to at {path.parent}, found: {error}") from None
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_user_events(tables: Tables, user_ids: Iterable[str] | None = None) -> UserEvents:
