@@ -39,9 +39,12 @@ def test_queries_and_positives_equal_attribution_by_hand(seed, level, keep, sess
     labels = {"attribution_level": level, "keep_unattributed": keep, "session_minutes": session, **LABELS}
     for world, events, config in built(seed, labels=labels):
         for name in ("train", "recent"):
-            expected = slow.request_positives(
-                events, ADVERTISER, config.labels, world.window(name), world.known_at(name)
-            )
+            if name == "recent":
+                windows = world.window("train"), world.window("recent")
+                expected = slow.recent_positives(events, ADVERTISER, config.labels, *windows)
+            else:
+                window = world.window(name), world.known_at(name)
+                expected = slow.request_positives(events, ADVERTISER, config.labels, *window)
             queries = world.queries(name)
             assert sorted(set(queries), key=str) == sorted({(e["user_id"], *k) for e, k, _ in expected}, key=str)
             assert len(set(queries)) == len(queries), "requests with one key share one query"
@@ -219,7 +222,11 @@ def test_hard_negatives_are_the_safe_impressions_at_their_nearest_query(seed):
             keyed = [(row, user, time, surface) for row, (user, time, surface, *_) in enumerate(world.queries(name))]
             positive = {(q, item) for q, item, *_ in world.positives(name)}
             expected = set()
-            for impression in slow.safe_negatives(events, world.window(name), config.labels):
+            window = world.window(name)
+            if name == "recent":  # and what could still be converted on when the training window ended
+                train = world.window("train")
+                window = max(train[0], train[1] - 2 * slow.DAY + 1), window[1]
+            for impression in slow.safe_negatives(events, window, config.labels):
                 query = slow.nearest_query(keyed, impression)
                 if query is not None and (query, impression["item_id"]) not in positive:
                     expected.add((query, impression["item_id"]))

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from conversion_retrieval.options import require_known
+from conversion_retrieval.schema import EVENT_TYPES
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
@@ -43,6 +46,7 @@ class LabelConfig:
             raise ValueError(
                 f"click_duration_cap_percentile must be in (0, 100], found {self.click_duration_cap_percentile}"
             )
+        require_known("event_weights", self.event_weights, EVENT_TYPES)
         if any(weight < 0 for weight in self.event_weights.values()):
             raise ValueError(f"event_weights must not be negative, found {self.event_weights}")
 
@@ -123,6 +127,7 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         """Refuse a history of negative length and windows that are not positive."""
+        require_known("history_events", self.history_events, EVENT_TYPES)
         if self.history_length < 0:
             raise ValueError(f"history_length must not be negative, found {self.history_length}")
         for name in ("aggregate_windows_days", "popularity_half_lives_days", "new_buyer_half_lives_days"):

@@ -14,7 +14,7 @@ from conversion_retrieval.features.grouped import (
     rank_in_group,
 )
 from conversion_retrieval.features.queries import Positives, Queries
-from conversion_retrieval.features.windows import DAY, Window
+from conversion_retrieval.features.windows import DAY, RECENT, SplitWindows, Window
 
 
 def hard_negatives(
@@ -41,6 +41,18 @@ def hard_negatives(
     query, item = query[keep], item[keep]
     order = np.lexsort((item, query))
     return query[order], item[order]
+
+
+def negatives_window(name: str, windows: SplitWindows, config: LabelConfig) -> Window:
+    """When the impressions were served that a split may take as negatives.
+
+    Those of the training window's last days could still be converted on at its end: they are negatives of ``recent``.
+    """
+    window = windows[name]
+    if name != RECENT:
+        return window
+    start = windows.train.end - round(config.view_window_days * DAY) + 1
+    return Window(start=max(windows.train.start, start), end=window.end)
 
 
 def unengaged_impressions(block: EventBlock, window: Window, config: LabelConfig) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from conversion_retrieval.features.attribution import LabelledEvents, is_convers
 from conversion_retrieval.features.config import FeatureConfig, LabelConfig, SplitConfig
 from conversion_retrieval.features.events import EventBlock, ItemIndex, read_block
 from conversion_retrieval.features.grouped import mixed_hash
-from conversion_retrieval.features.hard_negatives import hard_negatives
+from conversion_retrieval.features.hard_negatives import hard_negatives, negatives_window
 from conversion_retrieval.features.performance import count_in_bins
 from conversion_retrieval.features.queries import (
     Positives,
@@ -216,7 +216,7 @@ def _save_split(
             block,
             queries,
             found,
-            plan.windows[directory.name],
+            negatives_window(directory.name, plan.windows, plan.labels),
             plan.labels,
             user_rows=partition.user_rows,
             seed=plan.split.seed,

@@ -72,10 +72,16 @@ def split_positives(
     windows: SplitWindows,
     config: SplitConfig,
 ) -> LabelledEvents:
-    """The candidates of one split: query time inside its window, and reported while its labels could be known."""
+    """The candidates of one split: query time inside its window, and reported while its labels could be known.
+
+    Of ``recent`` are also the queries of the training window to which a label was reported since its end.
+    """
     window = windows[name]
     labelled = labelled.select(block.available[labelled.event] < windows.known_at(name))
     mode = query_mode(name, config)
+    if mode == "request" and name == RECENT:
+        labelled = labelled.select((labelled.time >= windows.train.start) & (labelled.time < window.end))
+        return _of_queries_with_any(labelled, block.available[labelled.event] >= windows.known_at("train"))
     if mode == "request":
         return labelled.select((labelled.time >= window.start) & (labelled.time < window.end))
     if mode == "window":
@@ -88,6 +94,17 @@ def split_positives(
         labelled = at_anchors(block, labelled, window, width=width, stride=width)
     has_history = history.known(labelled.user, labelled.time) > history.offsets[labelled.user]
     return labelled.select(has_history)
+
+
+def _of_queries_with_any(labelled: LabelledEvents, chosen: NDArray[np.bool_]) -> LabelledEvents:
+    """Every candidate of the queries that have a ``chosen`` one: what else they are positive for is no negative."""
+    if not len(labelled):
+        return labelled
+    order = np.lexsort((labelled.time, labelled.user))
+    new = group_starts(labelled.user[order], labelled.time[order])
+    kept = np.empty(len(labelled), bool)
+    kept[order] = np.logical_or.reduceat(chosen[order], np.flatnonzero(new))[np.cumsum(new) - 1]
+    return labelled.select(kept)
 
 
 def at_anchors(
