@@ -121,11 +121,19 @@ def test_a_batch_with_one_advertiser_adds_nothing():
     assert total(advertisers=advertisers(pairs([0, 1], [0, 0]), [0, 0, 0])) == pytest.approx(total(), rel=1e-6)
 
 
-def test_temperature_is_clamped_and_one_for_raw_products():
-    learned = Objective(LossConfig(temperature=0.07, min_temperature=0.05), normalize=True)
+@pytest.mark.parametrize(("step", "bound"), [(-5, 0.05), (5, 0.5)])
+def test_a_learned_temperature_stays_in_its_range_and_can_leave_the_bound(step, bound):
+    config = LossConfig(temperature=0.07, min_temperature=0.05, max_temperature=0.5)
+    temperature = Objective(config, normalize=True).temperature
     with torch.no_grad():
-        learned.temperature.log_value -= 5
-    assert learned.temperature().item() == pytest.approx(0.05)
+        temperature.log_value += step
+    temperature.clamp()
+    assert temperature().item() == pytest.approx(bound)
+    temperature().backward()
+    assert temperature.log_value.grad.item() == pytest.approx(bound)  # d exp(x) / dx
+
+
+def test_temperature_is_one_for_raw_products():
     assert Objective(LossConfig(), normalize=False).temperature().item() == 1.0
     assert list(Objective(LossConfig(), normalize=False).parameters()) == []
 

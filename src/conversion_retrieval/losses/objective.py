@@ -43,8 +43,15 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         """The temperature, a scalar."""
-        value = self.log_value.clamp(*self.range) if isinstance(self.log_value, nn.Parameter) else self.log_value
-        return value.exp()
+        return self.log_value.exp()
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Bring a learned value back into its range, after a step: clamped on its way into the loss, it would get no
+        gradient outside and never return.
+        """
+        if isinstance(self.log_value, nn.Parameter):
+            self.log_value.clamp_(*self.range)
 
 
 class Objective(nn.Module):

@@ -121,7 +121,7 @@ class EventEmbedding(nn.Module):
 
 
 def recency_bucket(age_days: Tensor) -> Tensor:
-    """Buckets of doubling age: below a minute, two minutes, four ... the last holds all that is older than 11 days."""
+    """Buckets of doubling age: up to 1 minute, 3, 7, 15 ... the last holds all that is older than 22 days."""
     minutes = age_days.clamp(min=0) * 1440.0
     return torch.log2(minutes + 1).long().clamp(max=RECENCY_BUCKETS - 1)
 

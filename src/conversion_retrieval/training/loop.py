@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.losses.objective import LossValues
@@ -50,6 +50,7 @@ class Trainer:
     memory: MemoryMeter
     name: str = "train"
     best: dict[str, Tensor] = field(default_factory=dict)
+    best_objective: dict[str, Tensor] = field(default_factory=dict)
     last_checkpoint: str = "none"
 
     def fit(self, stop: StopRequest | None = None) -> Position:
@@ -70,6 +71,8 @@ class Trainer:
                 if self._done:
                     break
         self.learner.model.load_state_dict(self.best or self.average.model.state_dict())
+        if self.best_objective:
+            self.learner.objective.load_state_dict(self.best_objective)
         return self.position
 
     @property
@@ -183,7 +186,7 @@ class Trainer:
         improved = value > self.position.best_value
         if improved:
             self.position.best_value, self.position.best_step = value, self.position.step
-            self.best = {name: tensor.detach().clone() for name, tensor in self.average.model.state_dict().items()}
+            self.best, self.best_objective = _copy(self.average.model), _copy(self.learner.objective)
         self.position.stale_validations = 0 if improved else self.position.stale_validations + 1
         say(_validation_line(self.position, values))
 
@@ -212,6 +215,7 @@ class Trainer:
             "optimizer": self.learner.optimizer.state(),
             "average": self.average.state(),
             "best": self.best,
+            "best_objective": self.best_objective,
         }
         return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
@@ -225,9 +229,16 @@ class Trainer:
             self.average.load_state(checkpoint.group("average"))
         except (RuntimeError, KeyError) as error:
             raise UserError(f"expected a checkpoint of this model, found: {' '.join(str(error).split())}") from None
-        self.best = {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group("best").items()}
+        self.best, self.best_objective = (
+            {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group(group).items()}
+            for group in ("best", "best_objective")
+        )
         self.position, self.last_checkpoint = checkpoint.position, str(checkpoint.path or "none")
         self.recorder.curve = self.position.curve
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def _validation_line(position: Position, values: dict[str, float]) -> str:

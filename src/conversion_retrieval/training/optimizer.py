@@ -123,10 +123,14 @@ def _values(parameter: nn.Parameter) -> Tensor:
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up to 1, then half a cosine down to 0 at ``total_steps``, or constant."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    """Linear warm-up to 1, then half a cosine down to 0 at ``total_steps``, or constant.
+
+    The warm-up takes at most half of the steps: a short training would else end before it began.
+    """
+    warmup = min(config.warmup_steps, total_steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
     if config.decay == "constant":
         return 1.0
-    progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

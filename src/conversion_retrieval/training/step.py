@@ -46,6 +46,7 @@ class Learner:
         if not torch.isfinite(norm):
             raise DivergedError(f"expected a finite gradient, found norm {norm.item()} at step {step}")
         self.optimizer.step(step)
+        self.objective.temperature.clamp()
         return losses
 
     def losses(self, batch: Batch) -> LossValues:

@@ -65,9 +65,10 @@ class Validator:
         wanted = self.config.training.early_stopping_metric
         if self._has_positives(wanted):
             return wanted
-        task = wanted.partition("/")[0]
+        task, _, kind = wanted.partition("/")
         other = wanted.replace(task, TASKS[1 - TASKS.index(task)])
-        say(f"no {task} positives in the validation split: training stops on {other}, {self._engagements}")
+        new = " of items new to the user" if kind.startswith("new_") else ""
+        say(f"no {task} positives{new} in the validation split: training stops on {other}, {self._engagements}")
         return other
 
     @cached_property
@@ -84,12 +85,20 @@ class Validator:
 
     @cached_property
     def rows(self) -> Indices:
-        """The queries validated on: all with positives, or a seeded sample of them."""
-        rows = np.flatnonzero(np.diff(self.split.positives.offsets))
+        """The queries validated on: all with positives, or a seeded sample of them.
+
+        Those that count for the metric come first: where conversions are rare, it would else be judged on a few.
+        """
+        positives = self.split.positives
+        rows = np.flatnonzero(np.diff(positives.offsets))
         limit = self.config.training.max_validation_queries
         if len(rows) <= limit:
             return rows
-        return np.sort(np.random.default_rng(self.config.training.seed).choice(rows, limit, replace=False))
+        counted_before = np.concatenate([[0], np.cumsum(self._counting(self.metric))])
+        counts = np.diff(counted_before[positives.offsets])[rows] > 0
+        shuffled = np.random.default_rng(self.config.training.seed).permutation(len(rows))
+        first = shuffled[np.argsort(~counts[shuffled], kind="stable")[:limit]]
+        return np.sort(rows[first])
 
     @cached_property
     def groups(self) -> tuple["Group", ...]:
@@ -167,10 +176,15 @@ class Validator:
         return {name: counts[t, n, 0] / counts[t, n, 1] for t, n, name in names if counts[t, n, 1]}
 
     def _has_positives(self, metric: str) -> bool:
+        return bool(self._counting(metric).any())
+
+    def _counting(self, metric: str) -> NDArray[np.bool_]:
+        """Which positives a metric counts, [P]."""
         match = METRIC.fullmatch(metric)
         assert match
         positives = self.split.positives
-        return bool(((positives.task == TASKS.index(match[1])) & (positives.new_to_user | (not match[2]))).any())
+        counting: NDArray[np.bool_] = positives.task == TASKS.index(match[1])
+        return counting & positives.new_to_user if match[2] else counting
 
     @property
     def _engagements(self) -> str:
