@@ -1,6 +1,7 @@
 """The rendered manifests; oracles: the Kubernetes schemas, the projects' own models, and the compiled pipeline."""
 
 import copy
+import shutil
 import subprocess
 from functools import reduce
 from operator import getitem
@@ -386,6 +387,19 @@ def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kse
     assert names(kserve_overlay, "InferenceService") == {"conversion-retrieval"}
     gone = {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
     assert not gone & {d["kind"] for d in kserve_overlay}
+
+
+def test_kserve_serves_the_image_of_the_overlay_that_the_component_is_added_to(tmp_path):
+    """As docs/serving.md says: added to the overlay itself, for only then do its images apply."""
+    shutil.copytree(MANIFESTS, tmp_path / "manifests")
+    overlay = tmp_path / "manifests" / "overlays" / "prod"
+    with (overlay / "kustomization.yaml").open("a") as kustomization:
+        kustomization.write("components: [../../inferenceservice]\n")
+    documents = render(overlay)
+    (service,) = [d for d in documents if d["kind"] == "InferenceService"]
+    assert all("@sha256:" in container["image"] for container in service["spec"]["predictor"]["containers"])
+    assert not names(documents, "Deployment")
+    assert "kustomize edit add component ../../inferenceservice" in (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_production_images_are_pinned_by_digest(prod):

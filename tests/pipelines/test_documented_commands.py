@@ -22,9 +22,11 @@ PROGRAMS = {
 
 
 def blocks(document: str) -> Iterator[str]:
-    """Every fenced block of a document, continuation lines joined."""
-    for block in re.findall(r"^\s*```\w*\n(.*?)^\s*```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL):
+    """Every fenced block of a document, continuation lines joined, and every whole command within its text."""
+    text = (ROOT / document).read_text()
+    for block in re.findall(r"^\s*```\w*\n(.*?)^\s*```", text, re.MULTILINE | re.DOTALL):
         yield block.replace("\\\n", " ")
+    yield from re.findall(r"`(conversion-retrieval [^`\n]+)`", text)
 
 
 def steps(workflow: Path) -> Iterator[str]:
@@ -86,6 +88,21 @@ def test_workflows_are_bounded_and_may_write_no_more_than_they_need(workflow):
     content = yaml.safe_load(workflow.read_text())
     assert content["permissions"]["contents"] == "read"
     assert all(job["timeout-minutes"] <= 60 for job in content["jobs"].values())
+
+
+def test_both_images_hold_the_one_wheel_that_was_tested():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "images.yaml").read_text())["jobs"]
+    (builder,) = [name for name, job in jobs.items() if any("pip wheel" in s.get("run", "") for s in job["steps"])]
+    done = jobs[builder]["steps"]
+    tested, uploaded = (
+        next(position for position, step in enumerate(done) if words in str(step))
+        for words in ("clean/bin/conversion-retrieval", "actions/upload-artifact")
+    )
+    assert tested < uploaded
+    (images,) = [job for job in jobs.values() if "docker/build-push-action" in str(job)]
+    assert images["needs"] == builder
+    (taken,) = [s["with"] for s in images["steps"] if s.get("uses", "").startswith("actions/download-artifact")]
+    assert taken == {"name": done[uploaded]["with"]["name"], "path": "dist"}  # where the Dockerfiles look
 
 
 def test_the_workflows_cover_what_users_run():
