@@ -272,12 +272,20 @@ def test_nothing_is_left_of_candidates_that_could_not_all_be_retrieved(
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["of an earlier run"]
 
 
-@pytest.mark.parametrize("columns", [{}, {"user": ["a"]}, {"user_id": ["a", None]}, {"user_id": ["a"], "time": ["x"]}])
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, r"column user_id in .*requests\.parquet, found the columns none"),
+        ({"item_id": ["i"], "price": [1.0]}, r"column user_id in .*parquet, found the columns item_id, price"),
+        ({"user_id": ["a", None]}, r"expected a user_id in every row of .*requests\.parquet, found 1 without"),
+        ({"user_id": ["a"], "time": ["x"]}, r"expected requests at .*requests\.parquet, found: .*x"),
+    ],
+)
 def test_requests_of_the_wrong_shape_are_one_line(
-    registry: Registry, run: Run, tmp_path: Path, columns: dict[str, list]
+    registry: Registry, run: Run, tmp_path: Path, columns: dict[str, list], says: str
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "requests.parquet")
-    with pytest.raises(UserError, match=r"requests\.parquet"):
+    with pytest.raises(UserError, match=says):
         retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None)
 
 

@@ -179,12 +179,15 @@ def _read_requests(path: Path) -> pa.Table:
     }
     try:
         table = pq.read_table(path)
+        found = ", ".join(table.column_names) or "none"
         table = table.select([name for name in kinds if name in table.column_names])
         table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
-    if "user_id" not in table.column_names or table["user_id"].null_count:
-        raise UserError(f"expected a column user_id without nulls in {path}, found {', '.join(table.column_names)}")
+    if "user_id" not in table.column_names:
+        raise UserError(f"expected requests with a column user_id in {path}, found the columns {found}")
+    if nulls := table["user_id"].null_count:
+        raise UserError(f"expected a user_id in every row of {path}, found {nulls:,} without")
     if "time" in table.column_names:
         table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
     return table
