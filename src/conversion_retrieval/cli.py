@@ -71,11 +71,13 @@ def validate(
     output: Annotated[Optional[Path], typer.Option(help="Where the report goes; default: ./validation_report.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="Pipeline configuration (YAML).")] = None,
 ) -> None:
-    """Check the canonical tables; exit code 1 when a check of severity error fails."""
+    """Check the canonical tables and say where the report is; exit code 1 when a check of severity error fails."""
     from conversion_retrieval.config import load_config
-    from conversion_retrieval.validation.stage import validate_directory
+    from conversion_retrieval.validation.stage import PAGE, validate_directory
 
-    verdict = validate_directory(data, output or Path("validation_report"), load_config(config))
+    report_dir = output or Path("validation_report")
+    verdict = validate_directory(data, report_dir, load_config(config))
+    print(f"report: {report_dir / PAGE}")
     if verdict != "valid":
         raise typer.Exit(1)
 
