@@ -124,8 +124,7 @@ def run(
     except local.StageFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    # A log has no width of its own; the recall table needs more than the usual 80 columns.
-    summary.show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
+    summary.show(result, Console(highlight=False, width=command_line.output_width()))
     if result.verdict == summary.INVALID:
         raise UserError(f"the data is not fit to train on: {result.reason}")
 

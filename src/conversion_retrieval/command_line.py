@@ -1,4 +1,4 @@
-"""What the project's command lines share: the options for Dask, and what becomes of errors and of Ctrl-C."""
+"""What the project's command lines share: options for Dask, the width of tables, what becomes of errors and Ctrl-C."""
 
 import json
 import sys
@@ -10,6 +10,7 @@ from conversion_retrieval.errors import UserError
 
 USER_ERROR_CODE: Final = 2
 INTERRUPTED_CODE: Final = 130
+LOG_WIDTH: Final = 120
 Dask = Annotated[
     bool, typer.Option("--dask", help="Build features on dask.distributed: in this process without --dask-address.")
 ]
@@ -22,6 +23,11 @@ def dask_overrides(dask: bool, dask_address: str) -> tuple[str, ...]:
     """The two options as ``section.key=value`` for the configuration."""
     address = (f"features.dask_address={json.dumps(dask_address)}",) if dask_address else ()
     return (*(("features.use_dask=true",) if dask else ()), *address)
+
+
+def output_width() -> int | None:
+    """Columns of standard output: a terminal's own (None), or enough for the tables in a log, which has no width."""
+    return None if sys.stdout.isatty() else LOG_WIDTH
 
 
 def run(app: typer.Typer, *, interrupted: str) -> None:

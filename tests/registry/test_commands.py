@@ -1,10 +1,12 @@
 """What the command line says about a registry. Oracle: the versions promoted here, and what the commands promise."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.evaluation.config import EvaluationConfig
 from conversion_retrieval.registry import commands
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
@@ -39,6 +41,24 @@ def test_show_tells_the_champions_role_reason_and_metrics(
     assert "conversion/recall" in told
     commands.show(uri, versions[0])
     assert f"{versions[0]} (kept version of {uri})" in capsys.readouterr().out
+
+
+def test_a_log_is_wide_enough_for_the_intervals_of_all_cut_offs(
+    uri: str, versions: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the longest name there is, at the default cut-offs, each interval in one piece."""
+    cuts = EvaluationConfig().ks
+    intervals = {cut: (0.1111 + place / 100, 0.2222 + place / 100) for place, cut in enumerate(cuts)}
+    row = {"model": "candidate", "slice": "all", "value": 0.15}
+    metrics = [
+        row | {"name": f"add_to_cart/recall@{cut}", "low": low, "high": high} for cut, (low, high) in intervals.items()
+    ] + [row | {"name": "conversion/mrr", "low": 0.3333, "high": 0.4444}]
+    shown = dataclasses.replace(Registry.open(uri).show(versions[2]), metrics=metrics)
+    monkeypatch.setattr(Registry, "show", lambda *_: shown)
+    commands.show(uri)
+    told = capsys.readouterr().out
+    for low, high in (*intervals.values(), (0.3333, 0.4444)):
+        assert f"{low:.3f}–{high:.3f}" in told
 
 
 def test_history_lists_every_swap_in_order(uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]) -> None:

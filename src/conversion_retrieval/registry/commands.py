@@ -6,6 +6,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from conversion_retrieval.command_line import output_width
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.registry.bundle import DIGEST_CHARACTERS
 from conversion_retrieval.registry.comparison import Difference, compare
@@ -13,7 +14,7 @@ from conversion_retrieval.registry.decision import Check
 from conversion_retrieval.registry.pointer import Champion
 from conversion_retrieval.registry.registry import PARTIAL_HOURS, Registry
 
-CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True)
+CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True, width=output_width())
 # Told by metrics.json, and nearly the same as those that are printed.
 LEFT_OUT: Final = tuple(f"{task}/recall_macro" for task in ("conversion", "checkout", "add_to_cart", "engagement"))
 TOLD_DIFFERENCES: Final = (

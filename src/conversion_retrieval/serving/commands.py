@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from conversion_retrieval.command_line import output_width
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
@@ -26,7 +27,7 @@ from conversion_retrieval.tables import Tables, read_tables
 
 BATCH_REQUESTS = 256
 WORTH_SAYING = 0.01
-CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True)
+CONSOLE: Final = Console(markup=False, highlight=False, soft_wrap=True, width=output_width())
 OUTPUT_SCHEMA = pa.schema(
     [
         ("request", pa.int64()),
