@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tenacity import retry, stop_after_delay, wait_fixed
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.serving.protocol import RequestDocument, requests_of
@@ -99,6 +100,41 @@ def history_document(retriever: Retriever, count: int = 5, **fields: object) -> 
         {"item_id": ids[i], "event_type": "click", "event_time": f"2026-01-01T00:00:{i:02d}Z"} for i in range(count)
     ]
     return {"user_id": "u", "time": "2026-01-02T00:00:00Z", "history": history, **fields}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_taken_port_is_one_line_before_anything_is_loaded(host: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ["--host", host, "--port", str(port), "--registry", str(tmp_path / "none")]
+        command = [sys.executable, "-m", "conversion_retrieval", "serve", *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: expected to listen on {host}, port {port}, found: ")
+    assert "--port" in line
+
+
+def test_a_bound_address_refuses_connections_until_it_listens_and_is_free_again_afterwards() -> None:
+    from conversion_retrieval.serving.server import bound, listen
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    for _ in range(2):
+        with bound("127.0.0.1", port) as sockets, bound("127.0.0.1", port) as rivals:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port))
+            listen(sockets, "127.0.0.1", port)
+            with pytest.raises(UserError, match=f"expected to listen on 127.0.0.1, port {port}, found: .*--port"):
+                listen(rivals, "127.0.0.1", port)
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_host_that_is_not_this_machines_is_one_line() -> None:
+    from conversion_retrieval.serving.server import bound
+
+    with pytest.raises(UserError, match=r"expected to listen on 192\.0\.2\.1, .*--host"), bound("192.0.2.1", 8080):
+        pass
 
 
 def test_answers_are_those_of_the_retriever(service: Service, retriever: Retriever) -> None:

@@ -7,8 +7,11 @@ assignment, and requests that began with the old one finish with it.
 import asyncio
 import gc
 import logging
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import faiss
@@ -40,6 +43,7 @@ sys.argv = _arguments
 
 MODEL_NAME: Final = "conversion-retrieval"
 MAX_CALLS: Final = 32  # in a batch
+BACKLOG: Final = 2048  # connections that wait to be accepted
 INPUT_TYPES: Final = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
 OUTPUT_TYPES: Final = [
     {"name": "item_ids", "datatype": "BYTES", "shape": [-1, -1]},
@@ -122,20 +126,21 @@ class ChampionModel(Model):  # type: ignore[misc] # kserve ships no types
 
 
 class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
-    """KServe's model server on one address, looking for a new champion every ``poll_seconds``."""
+    """KServe's model server on the given sockets, looking for a new champion every ``poll_seconds``."""
 
     def __init__(
-        self, model: ChampionModel, loader: ChampionLoader, *, host: str, port: int, poll_seconds: float
+        self, model: ChampionModel, loader: ChampionLoader, *, sockets: Sequence[socket.socket], poll_seconds: float
     ) -> None:
-        super().__init__(http_port=port, enable_grpc=False, enable_latency_logging=False, access_log_format=None)
-        self._model, self._loader, self._host, self._poll_seconds = model, loader, host, poll_seconds
+        super().__init__(enable_grpc=False, enable_latency_logging=False, access_log_format=None)
+        self._model, self._loader, self._sockets, self._poll_seconds = model, loader, sockets, poll_seconds
 
     def setup_event_loop(self) -> None:
         """Run on uvloop; kserve's own setting is of a loop that it then replaces."""
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
     async def _serve(self) -> None:
-        self._rest_server.config.host = self._host
+        uvicorn_server = self._rest_server._server
+        uvicorn_server.serve = partial(uvicorn_server.serve, sockets=list(self._sockets))
         logging.getLogger("uvicorn.access").handlers.clear()  # no line for every request
         logging.getLogger("kserve").addFilter(is_news)
         # Its one middleware writes two lines to the log for every request; what they say is in the metrics.
@@ -191,6 +196,42 @@ def settle() -> None:
     gc.freeze()
 
 
+@contextmanager
+def bound(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """Sockets at every address that ``host`` stands for, which refuse connections until they listen.
+
+    Raises ``UserError`` for an address that is taken or not this machine's.
+    """
+    with ExitStack() as opened:
+        with _translated(host, port):
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            sockets = []
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                sockets.append(opened.enter_context(socket.socket(family, kind, protocol)))
+                sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sockets[-1].bind(address)
+        yield sockets
+
+
+def listen(sockets: Sequence[socket.socket], host: str, port: int) -> None:
+    """Accept connections; two servers that were bound at the same time find here that the address is taken."""
+    with _translated(host, port):
+        for opened in sockets:
+            opened.listen(BACKLOG)
+
+
+@contextmanager
+def _translated(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"expected to listen on {host}, port {port}, found: {error.strerror}; choose another --port or --host"
+        ) from None
+
+
 def serve(
     registry_uri: str,
     *,
@@ -202,19 +243,22 @@ def serve(
     """Serve the champion until stopped; listens only once it has answered a query.
 
     With ``data_uri`` the events there are held in memory, and requests may name a user instead of carrying a history.
-    Raises ``UserError`` where there is no champion, or one that cannot be read.
+    Raises ``UserError`` for an address that is taken, before anything is loaded, and where there is no champion, or one
+    that cannot be read.
     """
     if not 1 <= port <= 65_535:
         raise UserError(f"expected a port between 1 and 65535, found {port}")
     if not poll_seconds > 0:
         raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
-    use_one_core()
-    loader = ChampionLoader(Registry.open(registry_uri))
-    retriever = loader.load()
-    known = read_user_events(read_tables(data_uri)) if data_uri else None
-    model = ChampionModel(retriever, known)
-    app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
-    settle()
-    server = ChampionServer(model, loader, host=host, port=port, poll_seconds=poll_seconds)
-    say(f"serve: {retriever.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
-    server.start([model])
+    with bound(host, port) as sockets:
+        use_one_core()
+        loader = ChampionLoader(Registry.open(registry_uri))
+        retriever = loader.load()
+        known = read_user_events(read_tables(data_uri)) if data_uri else None
+        model = ChampionModel(retriever, known)
+        app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
+        settle()
+        server = ChampionServer(model, loader, sockets=sockets, poll_seconds=poll_seconds)
+        listen(sockets, host, port)
+        say(f"serve: {retriever.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
+        server.start([model])
