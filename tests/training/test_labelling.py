@@ -6,7 +6,7 @@ import torch
 
 from conversion_retrieval.features.dataset import HardNegatives, Positives
 from conversion_retrieval.losses.config import LossConfig
-from conversion_retrieval.losses.labels import Labels
+from conversion_retrieval.losses.labels import Contrast, Labels
 from conversion_retrieval.losses.partition import log_partition
 from conversion_retrieval.training.examples import Examples, Indices, batch_order
 from conversion_retrieval.training.labelling import LabelMaker
@@ -17,12 +17,31 @@ from tests.training.separable import separable_world
 WORLD = separable_world(num_groups=8, items_per_group=5, num_users=40, seed=3)
 WEIGHTS = {"conversion": 1.0, "engagement": 0.3}
 EXAMPLES = Examples.of(WORLD.split("train"), WORLD.item_advertiser, WEIGHTS)
+UNEVEN = np.repeat(np.arange(7, dtype=np.int32), [1, 2, 3, 5, 7, 8, 14])  # an advertiser for each of the 40 items
+
+
+def label_maker(
+    config: LossConfig,
+    *,
+    examples: Examples = EXAMPLES,
+    full: bool = False,
+    shard: Shard | None = None,
+    size: int = 16,
+) -> LabelMaker:
+    return LabelMaker(
+        examples=examples,
+        losses=config,
+        full=full,
+        batch_size=size,
+        shard=shard or Shard(),
+        device=torch.device("cpu"),
+    )
 
 
 def make(
     config: LossConfig, *, full: bool = False, shard: Shard | None = None, seed: int = 0, size: int = 16
 ) -> tuple[Labels, Pool, Indices]:
-    maker = LabelMaker(examples=EXAMPLES, losses=config, full=full, shard=shard or Shard(), device=torch.device("cpu"))
+    maker = label_maker(config, full=full, shard=shard, size=size)
     snapshot, rows = batch_order(EXAMPLES, size, seed, 0)[0]
     labels, pool = maker.make(snapshot, rows, np.random.default_rng(seed))
     return labels, pool, rows
@@ -57,13 +76,10 @@ def test_a_query_excludes_what_its_user_wanted_anywhere_in_the_batch(full):
 def test_batches_after_each_other_are_labelled_as_if_each_were_the_first(scope):
     config = LossConfig(softmax="sampled", uniform_negatives=3, same_user_scope=scope)
 
-    def maker() -> LabelMaker:
-        return LabelMaker(examples=EXAMPLES, losses=config, full=False, shard=Shard(), device=torch.device("cpu"))
-
-    shared = maker()
+    shared = label_maker(config)
     for snapshot, rows in batch_order(EXAMPLES, 8, 0, 0):
         (labels, pool), (fresh_labels, fresh_pool) = (
-            one.make(snapshot, rows, np.random.default_rng(0)) for one in (shared, maker())
+            one.make(snapshot, rows, np.random.default_rng(0)) for one in (shared, label_maker(config))
         )
         assert pool.items.tolist() == fresh_pool.items.tolist()
         assert excluded_items(labels, pool) == excluded_items(fresh_labels, fresh_pool)
@@ -122,13 +138,7 @@ def test_scopes_by_hand():
     examples = Examples.of(split, np.array([0, 1, 1, 2], np.int32), WEIGHTS)
     found = {}
     for scope in ("batch", "training_window"):
-        maker = LabelMaker(
-            examples=examples,
-            losses=LossConfig(same_user_scope=scope),
-            full=True,
-            shard=Shard(),
-            device=torch.device("cpu"),
-        )
+        maker = label_maker(LossConfig(same_user_scope=scope), examples=examples, full=True)
         labels, pool = maker.make(0, np.array([0, 2, 3]), np.random.default_rng(0))  # the batch lacks query 1
         pairs = zip(labels.hard.row.tolist(), labels.hard.candidate.tolist(), strict=True)
         found[scope] = excluded_items(labels, pool), list(pairs)
@@ -201,44 +211,61 @@ def test_processes_share_the_pool_and_split_the_queries():
         assert joined.tolist() == positives.row.tolist()
 
 
-def wanted_mask(rows: Indices) -> np.ndarray:
-    """[B, N]: what the query's user wanted anywhere in the batch."""
-    users, mask = EXAMPLES.split.user[rows], np.zeros((len(rows), WORLD.num_items), bool)
+def wanted_mask(rows: Indices, codes: np.ndarray) -> np.ndarray:
+    """[B, codes]: what the query's user wanted anywhere in the batch, by the code of each item."""
+    users, mask = EXAMPLES.split.user[rows], np.zeros((len(rows), int(codes.max()) + 1), bool)
     for q, user in enumerate(users):
         for other in np.flatnonzero(users == user):
-            mask[q, positives_of(rows[other : other + 1])[0]] = True
+            mask[q, codes[positives_of(rows[other : other + 1])[0]]] = True
     return mask
 
 
-def mean_partition(config: LossConfig, draws: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over draws of each query's estimated denominator, its standard error, and the full softmax's."""
+def candidates_of(labels: Labels, pool: Pool, codes: np.ndarray) -> tuple[Contrast, np.ndarray]:
+    """The contrast of items or of advertisers, given the code of each item, and which codes its candidates are."""
+    if len(np.unique(codes)) == len(codes):
+        return labels.items, pool.candidates
+    return labels.advertisers.contrast, np.unique(codes[pool.candidates])
+
+
+def mean_partition(
+    config: LossConfig, draws: int, size: int, codes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over draws of each query's estimated denominator, its standard error, and the full softmax's.
+
+    Over items, or over the advertisers that ``codes`` gives each item.
+    """
+    codes = np.arange(WORLD.num_items) if codes is None else codes
     generator = torch.Generator().manual_seed(5)
     queries = torch.randn(len(EXAMPLES.split), 4, generator=generator)
-    items = torch.randn(WORLD.num_items, 4, generator=generator) * 0.5
+    vectors = torch.randn(int(codes.max()) + 1, 4, generator=generator) * 0.5
     sums = np.zeros((3, len(queries)))
     exact = np.zeros(len(queries))
-    maker = LabelMaker(examples=EXAMPLES, losses=config, full=False, shard=Shard(), device=torch.device("cpu"))
+    maker = label_maker(config, size=size, examples=Examples.of(WORLD.split("train"), codes.astype(np.int32), WEIGHTS))
     for seed in range(draws):
         for snapshot, rows in batch_order(EXAMPLES, size, seed, 0):
             labels, pool = maker.make(snapshot, rows, np.random.default_rng([seed, int(rows[0])]))
-            chosen = items[pool.candidates]
-            z = log_partition(queries[rows], chosen, excluded=labels.items.excluded, offsets=labels.items.offsets).exp()
+            contrast, chosen = candidates_of(labels, pool, codes)
+            z = log_partition(
+                queries[rows], vectors[chosen], excluded=contrast.excluded, offsets=contrast.offsets
+            ).exp()
             sums[:, rows] += np.stack([np.ones(len(rows)), z.numpy(), z.square().numpy()])
-            scores = (queries[rows] @ items.T).exp()
-            mask = torch.from_numpy(wanted_mask(rows))
+            scores = (queries[rows] @ vectors.T).exp()
+            mask = torch.from_numpy(wanted_mask(rows, codes))
             exact[rows] += scores.masked_fill(mask, 0).sum(1).numpy()
     mean = sums[1] / sums[0]
     error = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0) / sums[0])
     return mean, error, exact / sums[0]
 
 
+@pytest.mark.parametrize("of", ["items", "advertisers"])
 @pytest.mark.parametrize(
     "config",
     [LossConfig(uniform_negatives=12), LossConfig(uniform_negatives=12, in_batch_negatives=False)],
     ids=["in_batch_and_uniform", "uniform"],
 )
-def test_logq_makes_the_sampled_denominator_unbiased(config):
-    mean, error, exact = mean_partition(config, draws=100, size=8)
+def test_logq_makes_the_sampled_denominator_unbiased(config, of):
+    # Advertisers have from 1 to 14 items: neither their items' Q nor one over the number of items is theirs.
+    mean, error, exact = mean_partition(config, draws=100, size=8, codes=UNEVEN if of == "advertisers" else None)
     z = (mean - exact) / error
     # One number a query, their mean over 160 queries: a wrong Q moves it by far more than three standard errors.
     assert abs((mean / exact).mean() - 1) < 0.02
@@ -266,10 +293,18 @@ def test_advertiser_labels_exclude_the_users_own_advertisers():
 
 
 def test_scales_make_every_positive_weigh_the_same_in_every_batch():
-    labels, _, rows = make(LossConfig(), full=True)
-    positives = EXAMPLES.positives
-    per_query = positives.weight[positives.task == 0].sum() / len(EXAMPLES.split)
-    assert labels.scales["conversion"] == pytest.approx(1 / (len(rows) * per_query), rel=1e-5)
+    """Oracle: one factor for all batches, however few queries their snapshots have, and a mean batch that sums to 1."""
+    split = EXAMPLES.split
+    lonely = dataclasses.replace(split, snapshot=np.where(np.arange(len(split)) < 3, 0, 1).astype(np.int16))
+    examples = Examples.of(lonely, WORLD.item_advertiser, WEIGHTS)
+    batches = batch_order(examples, 16, 0, 0)
+    assert {len(rows) for _, rows in batches} >= {3, 15}
+    maker = label_maker(LossConfig(), examples=examples, full=True)
+    made = [maker.make(snapshot, rows, np.random.default_rng(0))[0] for snapshot, rows in batches]
+    for task in ("conversion", "engagement"):
+        assert len({labels.scales[task] for labels in made}) == 1
+        shares = [float(labels.positives[task].weight.sum()) * labels.scales[task] for labels in made]
+        assert np.mean(shares) == pytest.approx(1, rel=1e-5)
 
 
 def test_a_catalogue_smaller_than_the_batch_is_fine():

@@ -43,8 +43,8 @@ class Labels:
     """The labels of the queries of one process.
 
     ``row_query`` [R] is the query of each softmax row, None where rows are the queries; ``positives`` by task;
-    ``hard`` (row, item) pairs. ``scales`` turns a task's weighted sum into its share of the loss: one over the number
-    of queries in the whole batch and the mean weight of a query.
+    ``hard`` (row, item) pairs. ``scales`` turns a task's weighted sum into its share of the loss: one over the mean
+    number of queries of a batch, of all processes, and the mean weight of a query.
     """
 
     row_query: Tensor | None

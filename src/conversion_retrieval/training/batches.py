@@ -47,6 +47,7 @@ class BatchBuilder:
     examples: Examples
     catalogue: EntityInputs
     losses: LossConfig
+    batch_size: int
     seed: int
     device: torch.device
     shard: Shard = field(default_factory=Shard)
@@ -82,7 +83,12 @@ class BatchBuilder:
     def label_maker(self) -> LabelMaker:
         """What turns query rows into labels."""
         return LabelMaker(
-            examples=self.examples, losses=self.losses, full=self.full, shard=self.shard, device=self.device
+            examples=self.examples,
+            losses=self.losses,
+            full=self.full,
+            batch_size=self.batch_size,
+            shard=self.shard,
+            device=self.device,
         )
 
     def _performance(self, pool: Pool, snapshot: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.losses.config import LossConfig
 from conversion_retrieval.losses.labels import AdvertiserLabels, Contrast, Labels
 from conversion_retrieval.model.inputs import as_tensor
-from conversion_retrieval.training.examples import CodesByUser, Examples, Indices, PositiveCounts, expand
+from conversion_retrieval.training.examples import CodesByUser, Examples, Indices, PositiveCounts, expand, num_batches
 from conversion_retrieval.training.numbering import Numbering
 from conversion_retrieval.training.pool import AdvertiserPool, Pool, draw_pool, log_inclusion, whole_catalogue
 from conversion_retrieval.training.rows import (
@@ -33,6 +33,7 @@ class LabelMaker:
     examples: Examples
     losses: LossConfig
     full: bool
+    batch_size: int
     shard: Shard
     device: torch.device
 
@@ -54,6 +55,11 @@ class LabelMaker:
     def task_weight_per_query(self) -> dict[str, float]:
         """Mean weight of a task's positives of a query; tasks without positives are missing."""
         return self.examples.task_weight_per_query()
+
+    @cached_property
+    def queries_per_batch(self) -> float:
+        """The mean over an epoch's batches, each of which is of one snapshot."""
+        return self.examples.num_queries / num_batches(self.examples, self.batch_size)
 
     @cached_property
     def numbering(self) -> Numbering:
@@ -246,6 +252,9 @@ class _Draw:
         return as_tensor(-log_q, self.maker.device, torch.float32)
 
     def _scales(self) -> dict[str, float]:
-        """Every positive weighs the same whichever batch it falls into: no mean over the batch's own positives."""
-        scales = {task: 1 / (len(self.rows) * w) for task, w in self.maker.task_weight_per_query.items()}
+        """Every positive weighs the same whichever batch it falls into: no mean over the batch's own positives or
+        its own queries, which may be the few of a quiet snapshot.
+        """
+        size = self.maker.queries_per_batch
+        scales = {task: 1 / (size * w) for task, w in self.maker.task_weight_per_query.items()}
         return {**scales, "advertiser": scales["conversion"]} if self.maker.with_advertisers else scales

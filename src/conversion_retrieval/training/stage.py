@@ -165,6 +165,7 @@ def _batch_builder(dataset: FeatureDataset, config: PipelineConfig, device: torc
         examples=Examples.of(dataset.split("train"), dataset.item_advertiser, config.losses.task_weights),
         catalogue=item_inputs(dataset.items, device),
         losses=config.losses,
+        batch_size=config.training.batch_size,
         seed=config.training.seed,
         device=device,
         shard=shard,
