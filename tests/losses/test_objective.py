@@ -121,6 +121,14 @@ def test_a_batch_with_one_advertiser_adds_nothing():
     assert total(advertisers=advertisers(pairs([0, 1], [0, 0]), [0, 0, 0])) == pytest.approx(total(), rel=1e-6)
 
 
+def test_a_hard_negative_counts_as_often_as_configured():
+    found = total(dataclasses.replace(CONFIG, hard_negative_weight=3.0), hard=pairs([0], [2]))
+    # Item 2 is one of the candidates of query 0, at -0.6, and counts three times more.
+    conversion = math.log(math.exp(1) + math.exp(0.4) + 4 * math.exp(-0.6)) - 1
+    engagement = math.log(math.exp(0.2) + math.exp(1) + math.exp(0.8)) - 0.2
+    assert found == pytest.approx(2 * conversion + 0.5 * engagement, rel=1e-5)
+
+
 @pytest.mark.parametrize(("step", "bound"), [(-5, 0.05), (5, 0.5)])
 def test_a_learned_temperature_stays_in_its_range_and_can_leave_the_bound(step, bound):
     config = LossConfig(temperature=0.07, min_temperature=0.05, max_temperature=0.5)

@@ -252,10 +252,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_task_and_last_good_checkpoint
 def test_training_stops_after_patience_and_keeps_the_best_weights(monkeypatch):
     trainer = make_trainer(SMALL_WORLD, small_config(training={"patience": 2, "max_epochs": 9}))
     values = iter([0.1, 0.3, 0.2, 0.25, 0.9])
-    seen = []
+    seen, temperatures = [], []
 
     def measure(model):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        temperatures.append(trainer.learner.objective.temperature().item())
         return {"conversion/recall@10": next(values)}
 
     monkeypatch.setattr(type(trainer.validator), "measure", lambda _, model, _stop: measure(model))
@@ -263,6 +264,7 @@ def test_training_stops_after_patience_and_keeps_the_best_weights(monkeypatch):
     assert (position.best_value, position.epoch) == (0.3, 4)
     final = trainer.learner.model.state_dict()
     assert all(torch.equal(final[name], seen[1][name]) for name in final)
+    assert trainer.learner.objective.temperature().item() == temperatures[1] != temperatures[-1]
 
 
 def test_a_data_set_without_conversions_trains_on_engagement_and_says_so(capsys):

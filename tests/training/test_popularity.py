@@ -81,6 +81,17 @@ def test_bias_starts_from_the_training_positives(task, fitted):
     assert len(fitted[0]) == len(np.unique(snapshot))
 
 
+def test_a_large_catalogues_sample_stands_for_all_that_was_not_chosen(fitted, monkeypatch):
+    monkeypatch.setattr(popularity, "MAX_ITEMS", 60)
+    world = separable_world(num_users=20)  # of 200 items
+    make_trainer(world, small_config())
+    for part in fitted[0]:
+        chosen = int((part.counts > 0).sum())
+        assert len(part.features) == 60 > chosen
+        assert np.exp(part.offsets).sum() == pytest.approx(200)
+        assert not part.offsets[:chosen].any()
+
+
 def test_bias_starts_from_engagements_where_conversions_are_not_trained_on(fitted):
     world = separable_world(num_users=60, tasks=(0, 1))
     make_trainer(world, small_config(losses={"task_weights": {"conversion": 0.0, "engagement": 1.0}}))

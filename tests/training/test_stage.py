@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -78,6 +79,16 @@ def test_the_figures_of_the_recent_part_tell_its_queries_in_all_epochs(trained, 
     rows = pq.read_metadata(built["features_dir"] / "recent" / "queries.parquet").num_rows
     assert recent["epochs"] == pytest.approx(built_config().training.recent_epochs)
     assert 0 < recent["queries"] / recent["epochs"] <= rows
+
+
+def test_without_conversions_to_train_the_served_head_all_tasks_share_one(built, tmp_path, capsys):
+    config = built_config(model={"heads": "multi_head"}, max_steps=2)
+    losses = dataclasses.replace(config.losses, task_weights={"conversion": 0.0, "engagement": 1.0})
+    train(**built, model_dir=tmp_path / "model", config=dataclasses.replace(config, losses=losses))
+    assert "model.heads is unified instead of multi_head" in capsys.readouterr().err
+    model = load_model(tmp_path / "model")
+    assert model.config.model.heads == "unified"
+    assert list(model.model.query_tower.heads) == ["unified"]
 
 
 def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, built, tmp_path, monkeypatch):

@@ -44,6 +44,44 @@ def test_new_recall_counts_only_items_new_to_the_user():
     assert "conversion/new_recall@10" not in values
 
 
+def test_new_recall_ranks_without_what_the_user_had_by_brute_force():
+    trainer = make_trainer(WORLD, small_config())
+    loaded = LoadedModel(
+        model=trainer.learner.model, spec=WORLD.spec, config=small_config(), device=torch.device("cpu")
+    )
+    split, events, hits, total = WORLD.split("validation"), WORLD.events, 0, 0
+    for query, user in enumerate(split.user):
+        had = events.item[events.offsets[user] : split.history_end[query]]
+        found = slice(2 * query, 2 * query + 2)
+        counts = (split.positives.task[found] == 0) & split.positives.new_to_user[found]
+        wanted = set(split.positives.item[found][counts].tolist())
+        items = loaded.encode_items(WORLD, int(split.snapshot[query]))
+        scores = items @ loaded.encode_queries(WORLD, split, np.array([query]))[0]
+        scores[had] = -np.inf
+        hits += len(wanted & set(np.argsort(-scores)[:10].tolist()) - set(had.tolist()))
+        total += len(wanted)
+    found = trainer.validator.measure(trainer.learner.model)
+    assert found["conversion/new_recall@10"] == hits / total != found["conversion/recall@10"]
+
+
+@pytest.mark.parametrize("metric", ["conversion/recall@10", "conversion/new_recall@10"])
+def test_a_sample_of_the_queries_holds_those_that_the_metric_counts(metric):
+    world = separable_world(num_users=50)
+    split = world.split("validation")
+    rare = dataclasses.replace(
+        split.positives,
+        task=np.where(split.positives.query < 6, 0, 1).astype(np.int8),
+        new_to_user=split.positives.query < 3,
+    )
+    world.splits["validation"] = dataclasses.replace(split, positives=rare)
+    training = {"max_validation_queries": 7, "early_stopping_metric": metric}
+    validator = make_trainer(world, small_config(training=training)).validator
+    counting = range(3 if "new" in metric else 6)
+    assert set(counting) < set(validator.rows.tolist())
+    assert len(validator.rows) == 7
+    assert metric in validator.measure(make_trainer(WORLD, small_config()).learner.model)
+
+
 def test_a_limit_takes_a_seeded_sample_of_the_queries():
     validator = make_trainer(WORLD, small_config(training={"max_validation_queries": 7})).validator
     assert len(validator.rows) == 7

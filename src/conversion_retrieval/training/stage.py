@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from conversion_retrieval.losses.objective import Objective
 from conversion_retrieval.model.embedding import id_table_rows
 from conversion_retrieval.model.inputs import EntityInputs, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
-from conversion_retrieval.model.two_tower import TASKS, TwoTower, make_model
+from conversion_retrieval.model.two_tower import SERVED_HEAD, TASKS, TwoTower, make_model
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
 from conversion_retrieval.training.distributed import copy_from_first, process_group, wait_for_all
-from conversion_retrieval.training.examples import Examples, num_batches
+from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.interruption import StopRequest, stop_on_sigterm
 from conversion_retrieval.training.loop import Trainer, total_steps
@@ -65,6 +66,7 @@ def train(
         dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
         if config.training.recent_epochs:
             dataset.split_directory(RECENT)  # before hours of training
+        config = with_trained_head(config, dataset)
         checkpoints = _checkpoints(checkpoint_dir, config, inputs)
         trainer = make_trainer(
             dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
@@ -94,6 +96,16 @@ def train(
                 shutil.copytree(spec_dir, working_dir / "spec")
         wait_for_all()
     return best
+
+
+def with_trained_head(config: PipelineConfig, dataset: FeatureDataset) -> PipelineConfig:
+    """One head for all tasks where nothing would train the one that ``multi_head`` serves: that of conversions."""
+    if config.model.heads != "multi_head":
+        return config
+    if (trained_positives(dataset.split("train"), config.losses.task_weights).task == TASKS.index(SERVED_HEAD)).any():
+        return config
+    say(f"no {SERVED_HEAD} positives to train the head that is served: model.heads is unified instead of multi_head")
+    return replace(config, model=replace(config.model, heads="unified"))
 
 
 def _fit(trainer: Trainer, stop: StopRequest) -> float:
