@@ -22,6 +22,7 @@ class LossConfig:
     # Which positives of the query's user are no negatives of it: those of queries in the same batch, or all of the
     # training window, earlier and later ones (labels, not features: nothing of them reaches a tower).
     same_user_scope: Literal["batch", "training_window"] = "batch"
+    # Of cosine scores; raw inner products (``model.normalize: false``) have none.
     temperature: float = 0.07
     learn_temperature: bool = True
     min_temperature: float = 0.01

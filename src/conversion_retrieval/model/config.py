@@ -75,7 +75,8 @@ class ModelConfig:
     item_tower: TowerConfig = field(default_factory=TowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
     # Frozen factors of what users had, appended to both vectors (see ``model.memory``); 0 leaves them out. Worth it
-    # where people buy the same things again. The weight is that of the inner product in logits.
+    # where people buy the same things again. The weight is that of the inner product in logits at the default
+    # temperature (raw inner products: at 1); at another it counts as much more or less.
     memory_dim: int = 0
     memory_weight: float = 60.0
     memory_half_life_days: float = 120.0

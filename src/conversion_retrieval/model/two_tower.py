@@ -25,7 +25,8 @@ from conversion_retrieval.model.tower import Tower
 TASKS: Final = ("conversion", "engagement")
 UNIFIED_HEAD: Final = "unified"
 SERVED_HEAD: Final = "conversion"
-# Cosine scores are divided by about this (``LossConfig.temperature``), inner products by 1.
+# Cosine scores are divided by about this (the default of ``LossConfig.temperature``, which the model does not know: at
+# another, popularity and memory start in other proportions), inner products by 1.
 START_TEMPERATURE: Final = 0.07
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import check_output, new_artifact, write_bytes, write_json
-from conversion_retrieval.errors import TableError, UserError
+from conversion_retrieval.errors import TableError
 from conversion_retrieval.progress import say
 from conversion_retrieval.storage import NotFoundError, StorageUnavailableError, open_store
 from conversion_retrieval.tables import read_tables
@@ -79,13 +79,8 @@ def _validate(
 
 def _latest(config: PipelineConfig) -> datetime:
     """Events after this are future-dated: the run's ``as_of`` where given, else now, plus the tolerance."""
-    now = datetime.now(UTC)
-    if config.split.as_of:
-        try:
-            now = datetime.fromisoformat(config.split.as_of)
-        except ValueError:
-            raise UserError(f"expected split.as_of as an ISO date or time, found {config.split.as_of!r}") from None
-        now = now if now.tzinfo else now.replace(tzinfo=UTC)
+    now = datetime.fromisoformat(config.split.as_of) if config.split.as_of else datetime.now(UTC)
+    now = now if now.tzinfo else now.replace(tzinfo=UTC)
     return now + timedelta(days=config.validation.max_future_days)
 
 
