@@ -38,6 +38,11 @@ def kserve_overlay(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def single_user(tmp_path_factory):
+    return render_with(tmp_path_factory.mktemp("overlay"), resources=["overlays/dev"], components=["single_user"])
+
+
+@pytest.fixture(scope="module")
 def karpenter():
     return render(MANIFESTS / "karpenter")
 
@@ -58,7 +63,7 @@ def executors():
     return found
 
 
-@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "karpenter", "dask"])
+@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "single_user", "karpenter", "dask"])
 def test_every_rendered_document_is_valid(overlay, request):
     documents = request.getfixturevalue(overlay)
     assert documents
@@ -387,6 +392,17 @@ def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kse
     assert names(kserve_overlay, "InferenceService") == {"conversion-retrieval"}
     gone = {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
     assert not gone & {d["kind"] for d in kserve_overlay}
+
+
+def test_in_kubeflows_own_namespace_nothing_holds_for_kubeflows_pods(single_user):
+    assert not {d["kind"] for d in single_user} & {"Namespace", "NetworkPolicy", "ResourceQuota", "LimitRange"}
+    namespaces = {d["metadata"].get("namespace") for d in single_user}
+    assert namespaces == {"kubeflow", None}  # None: of the whole cluster
+    bindings = [d for d in single_user if d["kind"].endswith("RoleBinding")]
+    accounts = names(single_user, "ServiceAccount")
+    assert len(bindings) == 2
+    for binding in bindings:
+        assert all(s["name"] in accounts and s["namespace"] == "kubeflow" for s in binding["subjects"])
 
 
 def test_kserve_serves_the_image_of_the_overlay_that_the_component_is_added_to(tmp_path):
