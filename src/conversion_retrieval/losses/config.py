@@ -11,6 +11,7 @@ class LossConfig:
     # "auto" takes the full softmax when the catalogue has at most ``max_full_softmax_items`` items.
     softmax: Literal["auto", "full", "sampled"] = "auto"
     max_full_softmax_items: int = 100_000
+    # Without them the advertiser loss leaves out conversions of advertisers that no uniform draw hit.
     in_batch_negatives: bool = True
     uniform_negatives: int = 4096
     hard_negatives: bool = True
