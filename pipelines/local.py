@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from pipelines.training import PIPELINE_NAME, STAGES
 
 PIPELINE_FILE: Final = "pipeline.yaml"
 LOG_FILE: Final = "run.log"
+SCRATCH: Final = ".scratch"
 
 
 class StageFailedError(RuntimeError):
@@ -46,6 +48,7 @@ def run_locally(
     config = load_config(config_path, overrides)
     for uri in (data_uri, registry_uri):
         check_uri(uri)
+    _check_writable(registry_uri)
     arguments = {
         "data_uri": absolute(data_uri),
         "registry_uri": absolute(registry_uri),
@@ -71,7 +74,7 @@ def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path)
     )
     with contextlib.closing(StageView(log_path, stages=STAGES)) as view:
         try:
-            with _environment(), contextlib.redirect_stdout(view), warnings.catch_warnings():
+            with _environment(output_dir / SCRATCH), contextlib.redirect_stdout(view), warnings.catch_warnings():
                 # kfp.local warns of every request and limit that a process on this machine does not have.
                 warnings.simplefilter("ignore")
                 pipeline(**arguments)
@@ -80,6 +83,19 @@ def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path)
     (run_dir,) = _runs(output_dir) - before
     log_path.replace(run_dir / LOG_FILE)
     return summarize(run_dir)
+
+
+def _check_writable(registry_uri: str) -> None:
+    """Refuse a local registry that only the promotion, after all the training, would find unwritable."""
+    if registry_uri.startswith("gs://"):
+        return
+    path = Path(registry_uri.removeprefix("file://")).expanduser()
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        found = "no right to write" if existing.is_dir() else "a file"
+        raise UserError(
+            f"expected a directory for the registry {path}, found {found} at {existing}: choose another --registry"
+        )
 
 
 def absolute(uri: str) -> str:
@@ -101,9 +117,16 @@ def _runs(output_dir: Path) -> set[Path]:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """Stages start ``python3`` from PATH: it must be this one. Their lines must come as they are written."""
+def _environment(scratch: Path) -> Iterator[None]:
+    """Stages start ``python3`` from PATH: it must be this one. Their lines must come as they are written.
+
+    Temporary files go to ``scratch``, which is emptied before and after: kfp leaves some in every stage, and a stage
+    that is killed leaves what it was working on.
+    """
     saved = dict(os.environ)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    os.environ["TMPDIR"] = str(scratch.resolve())
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore"
@@ -112,6 +135,7 @@ def _environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

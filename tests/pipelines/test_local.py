@@ -12,7 +12,7 @@ from rich.console import Console
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
 from pipelines import cli, summary
-from pipelines.local import LOG_FILE, run_locally
+from pipelines.local import LOG_FILE, SCRATCH, run_locally
 from pipelines.stage_view import StageView
 from tests.worlds import QUICK_RUN, tiny_world
 
@@ -113,15 +113,18 @@ def test_a_mistake_shows_at_once_as_the_last_line_and_the_exit_handler_still_tel
     assert exit_.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: build_features: ")
     assert (tmp_path / "runs" / LOG_FILE).read_text().count("Traceback") == 1
+    assert not (tmp_path / "runs" / SCRATCH).exists()
     (message,) = webhook.received
     assert (message["state"], message["ended"]) == ("FAILED", "failed")
 
 
 def test_an_unwritable_registry_is_one_line_before_anything_is_trained(data_dir, tmp_path):
     (tmp_path / "registry").write_text("a file where the directory should be")
-    with pytest.raises(UserError, match=r"^validate_data: .*registry.*") as caught:
+    with pytest.raises(
+        UserError, match=r"^expected a directory for the registry .*, found a file at .*registry: choose"
+    ):
         run(data_dir, tmp_path)
-    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
