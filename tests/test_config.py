@@ -61,8 +61,8 @@ def test_resolved_values_parse_back_to_the_same_configuration():
         ("gate.num_resamples=0", "num_resamples must be at least 1, found 0"),
         ("gate.min_slice_conversions=0", "min_slice_conversions must be at least 1, found 0"),
         ("gate.max_regression=-0.1", "max_regression must be between 0 and 1, found -0.1"),
-        ("training.weight_decay=-1", "weight_decay must not be negative, found -1"),
-        ("validation.max_drift_psi=-1", "max_drift_psi must not be negative, found -1"),
+        ("training.weight_decay=-1", "weight_decay must be at least 0, found -1"),
+        ("validation.max_drift_psi=-1", "max_drift_psi must be at least 0, found -1"),
         ("features.history_length=-1", "history_length must not be negative, found -1"),
     ],
 )

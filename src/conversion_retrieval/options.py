@@ -19,3 +19,10 @@ def require_known(option: str, found: Iterable[str], known: Collection[str]) -> 
     for name in found:
         if name not in known:
             raise ValueError(f"{option} has the unknown name {name!r}; {hint(name, known)}")
+
+
+def require_at_least(options: object, minimum: int, *names: str) -> None:
+    """``ValueError`` for the first of an object's options called ``names`` that is below ``minimum``."""
+    for name in names:
+        if (value := getattr(options, name)) < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, found {value}")

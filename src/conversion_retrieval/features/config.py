@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from conversion_retrieval.options import require_known
+from conversion_retrieval.options import require_at_least, require_known
 from conversion_retrieval.schema import EVENT_TYPES
 
 
@@ -31,7 +31,9 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative windows and weights."""
-        for name in (
+        require_at_least(
+            self,
+            0,
             "click_window_days",
             "view_window_days",
             "session_minutes",
@@ -39,9 +41,7 @@ class LabelConfig:
             "missing_click_duration_weight",
             "max_hard_negatives_per_query",
             "max_hard_negatives_per_user",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        )
         if not 0 < self.click_duration_cap_percentile <= 100:
             raise ValueError(
                 f"click_duration_cap_percentile must be in (0, 100], found {self.click_duration_cap_percentile}"
@@ -91,9 +91,7 @@ class SplitConfig:
         for name in ("training_window_days", "training_stride_days"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("train_days", "validation_days", "test_days", "gap_days", "maturity_days"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        require_at_least(self, 0, "train_days", "validation_days", "test_days", "gap_days", "maturity_days")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +133,13 @@ class FeatureConfig:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         if self.rate_prior_strength <= 0:
             raise ValueError(f"rate_prior_strength must be positive, found {self.rate_prior_strength}")
-        for name in (
+        require_at_least(
+            self,
+            0,
             "performance_period_days",
             "max_vocabulary_size",
             "min_vocabulary_count",
             "max_plain_item_ids",
             "item_id_buckets",
             "num_partitions",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        )

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from conversion_retrieval.options import require_at_least
+
 # Task, whether only items new to the user count, and the cut-off.
 METRIC: Final = re.compile(r"(conversion|engagement)/(new_)?recall@([1-9]\d*)")
 
@@ -54,7 +56,9 @@ class TrainingConfig:
                 "patience, keep_checkpoints and max_validation_queries must be at least 1, found "
                 f"{self.patience}, {self.keep_checkpoints}, {self.max_validation_queries}"
             )
-        for name in (
+        require_at_least(
+            self,
+            0,
             "max_steps",
             "embedding_learning_rate",
             "weight_decay",
@@ -62,9 +66,7 @@ class TrainingConfig:
             "max_gradient_norm",
             "validate_every_steps",
             "checkpoint_every_steps",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        )
         if self.recent_epochs < 0 or not 0 < self.recent_rate_share <= 1:
             raise ValueError(
                 "recent_epochs must not be negative and recent_rate_share in (0, 1], "

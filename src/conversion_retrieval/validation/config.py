@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from conversion_retrieval.options import require_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -40,16 +42,14 @@ class ValidationConfig:
         for name, rate in rates.items():
             if not 0.0 <= rate <= 1.0:
                 raise ValueError(f"{name} must be between 0 and 1, found {rate}")
-        for name in (
+        require_at_least(
+            self,
+            0,
             "max_report_delay_days",
             "max_future_days",
             "max_drift_psi",
             "min_events_per_day",
             "min_events_per_surface_day",
             "sample_rows",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
-        for name in ("memory_mb", "rows_per_part", "max_suite_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        )
+        require_at_least(self, 1, "memory_mb", "rows_per_part", "max_suite_rows")
