@@ -258,6 +258,27 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_champion_is_loa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_data_that_cannot_be_read_are_told_of_before_the_champion_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Registry, "open", lambda uri: pytest.fail("the registry was opened"))
+    pq.write_table(pa.table({"user_id": ["u"]}), tmp_path / "requests.parquet")
+    with pytest.raises(UserError, match="s3"):
+        retrieve_user("registry", "s3://bucket/data", "u")
+    with pytest.raises(UserError, match="s3"):
+        retrieve_requests("registry", "s3://bucket/data", tmp_path / "requests.parquet", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.parquet"]
+
+
+def test_the_requests_are_never_replaced_by_their_answers(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    pq.write_table(pa.table({"user_id": ["u"]}), path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="expected another file than the requests to write to"):
+        retrieve_requests("registry", "data", path, tmp_path / "." / "requests.parquet")
+    assert path.read_bytes() == before
+
+
 def test_nothing_is_left_of_candidates_that_could_not_all_be_retrieved(
     registry: Registry, run: Run, tmp_path: Path
 ) -> None:

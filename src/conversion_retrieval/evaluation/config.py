@@ -65,6 +65,7 @@ class EvaluationConfig:
             raise ValueError(f"engagement_weights must hold numbers from 0, found {self.engagement_weights}")
         if not 0 < self.confidence_level < 1:
             raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        require_at_least(self, 0, "seed")
         require_at_least(
             self,
             1,

@@ -91,7 +91,7 @@ class SplitConfig:
         for name in ("training_window_days", "training_stride_days"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        require_at_least(self, 0, "train_days", "validation_days", "test_days", "gap_days", "maturity_days")
+        require_at_least(self, 0, "train_days", "validation_days", "test_days", "gap_days", "maturity_days", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

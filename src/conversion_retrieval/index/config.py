@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from conversion_retrieval.options import require_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
@@ -28,8 +30,7 @@ class IndexConfig:
         """Refuse a target that cannot be met or missed, and budgets and counts of nothing."""
         if not 0 < self.target_recall <= 1:
             raise ValueError(f"target_recall must be in (0, 1], found {self.target_recall}")
-        if self.max_exact_items < 0:
-            raise ValueError(f"max_exact_items must not be negative, found {self.max_exact_items}")
+        require_at_least(self, 0, "max_exact_items", "seed")
         for name in ("recall_k", "max_latency_ms", "max_memory_mb", "tuning_queries", "rank_depth"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from conversion_retrieval.options import require_at_least
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
@@ -84,6 +86,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty vectors."""
+        require_at_least(self, 0, "seed")
         if self.embedding_dim <= 0 or self.feature_dim <= 0:
             raise ValueError(f"embedding sizes must be positive, found {self.embedding_dim} and {self.feature_dim}")
         if not 0 <= self.item_id_dropout < 1:

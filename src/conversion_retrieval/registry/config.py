@@ -34,6 +34,7 @@ class GateConfig:
                 raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
         if not 0 < self.confidence_level < 1:
             raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        require_at_least(self, 0, "seed")
         require_at_least(self, 1, "k", "min_conversions", "min_queries", "min_slice_conversions", "num_resamples")
         require_known("must_beat", self.must_beat, (*BASELINES, ENGAGEMENT_ONLY))
         require_known("guardrail_slices", self.guardrail_slices, SLICES)

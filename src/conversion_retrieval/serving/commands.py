@@ -56,9 +56,10 @@ def retrieve_user(
     Raises ``UserError`` for a user who is in neither the events nor the users table.
     """
     _check_options(k, advertiser_cap)
+    tables = read_tables(data_uri)
     loader = ChampionLoader(Registry.open(registry_uri))
     retriever = loader.load()
-    events = read_user_events(read_tables(data_uri), [user_id])
+    events = read_user_events(tables, [user_id])
     if user_id not in events.positions and not _is_known(events, user_id):
         raise UserError(f"expected a user of {data_uri}, found no events of {user_id!r}")
     request = Request(
@@ -95,11 +96,14 @@ def retrieve_requests(
     """
     _check_options(k, advertiser_cap)
     output_path = output_path or requests_path.with_name(f"{requests_path.stem}_candidates.parquet")
+    if output_path.resolve() == requests_path.resolve():
+        raise UserError(f"expected another file than the requests to write to, found {output_path}: choose an --output")
     table = _read_requests(requests_path)
     with _new_file(output_path) as temporary:
+        tables = read_tables(data_uri)
         loader = ChampionLoader(Registry.open(registry_uri))
         retriever = loader.load()
-        events = read_user_events(read_tables(data_uri), table["user_id"].to_pylist())
+        events = read_user_events(tables, table["user_id"].to_pylist())
         options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
         coverage, num_candidates = retriever.coverage(), 0
         with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:

@@ -252,9 +252,10 @@ def serve(
         raise UserError(f"expected poll_seconds above 0, found {poll_seconds}")
     with bound(host, port) as sockets:
         use_one_core()
+        tables = read_tables(data_uri) if data_uri else None
         loader = ChampionLoader(Registry.open(registry_uri))
         retriever = loader.load()
-        known = read_user_events(read_tables(data_uri)) if data_uri else None
+        known = read_user_events(tables) if tables else None
         model = ChampionModel(retriever, known)
         app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
         settle()

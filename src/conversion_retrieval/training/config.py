@@ -66,6 +66,7 @@ class TrainingConfig:
             "max_gradient_norm",
             "validate_every_steps",
             "checkpoint_every_steps",
+            "seed",
         )
         if self.recent_epochs < 0 or not 0 < self.recent_rate_share <= 1:
             raise ValueError(
