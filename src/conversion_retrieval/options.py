@@ -1,4 +1,4 @@
-"""What the configuration's dataclasses share: how a field tells its past, and what is said of a misspelt name."""
+"""What the configuration's dataclasses share: how a field tells its past, and checks of names and bounds."""
 
 import difflib
 from collections.abc import Collection, Iterable

@@ -86,8 +86,7 @@ class SplitConfig:
                 raise ValueError(
                     f"as_of must be an ISO date or time such as 2026-11-23, found {self.as_of!r}"
                 ) from None
-        if self.max_evaluation_queries < 1:
-            raise ValueError(f"max_evaluation_queries must be at least 1, found {self.max_evaluation_queries}")
+        require_at_least(self, 1, "max_evaluation_queries")
         for name in ("training_window_days", "training_stride_days"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

@@ -1,8 +1,7 @@
 """What ``conversion-retrieval retrieve`` does: candidates for one user on the screen, for many into a file."""
 
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion_retrieval.command_line import output_width
+from conversion_retrieval.contracts import new_file
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
@@ -99,7 +99,7 @@ def retrieve_requests(
     if output_path.resolve() == requests_path.resolve():
         raise UserError(f"expected another file than the requests to write to, found {output_path}: choose an --output")
     table = _read_requests(requests_path)
-    with _new_file(output_path) as temporary:
+    with _output_file(output_path) as temporary:
         tables = read_tables(data_uri)
         loader = ChampionLoader(Registry.open(registry_uri))
         retriever = loader.load()
@@ -123,20 +123,16 @@ def retrieve_requests(
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write into, which takes that name in the end; nothing is left of it after an error."""
+def _output_file(path: Path) -> Iterator[Path]:
+    """``contracts.new_file``, but a path that cannot be written to is the user's mistake."""
     if path.is_dir():
         raise UserError(f"expected a file to write to at {path}, found a directory")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise UserError(f"expected a directory to write {path.name} to at {path.parent}, found: {error}") from None
-    try:
+    with ExitStack() as opened:
+        try:
+            temporary = opened.enter_context(new_file(path))
+        except OSError as error:
+            raise UserError(f"expected a directory to write {path.name} to at {path.parent}, found: {error}") from None
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_user_events(tables: Tables, user_ids: Iterable[str] | None = None) -> UserEvents:
