@@ -1,14 +1,21 @@
-"""Randomised truncated SVD of large sparse matrices, in float32."""
+"""Large sparse matrices through few dimensions: truncated SVD, and regression of one on another."""
 
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
 
 OVERSAMPLING: Final = 16
 POWER_ITERATIONS: Final = 4
+FIT_ITERATIONS: Final = 2  # each applies the fit twice, and every fit is some ten products
+SOLVE_TOLERANCE: Final = 1e-2  # of a residual's length: subspaces are no better known than that
+MAX_SOLVE_STEPS: Final = 100
 
 
 def item_factors(matrix: sparse.csr_array, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -16,36 +23,129 @@ def item_factors(matrix: sparse.csr_array, count: int, *, seed: int) -> NDArray[
 
     Randomised subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1), on the shorter side.
     """
+    product = _Matrix(matrix)
     transpose = matrix.shape[0] > matrix.shape[1]
-    short, long = (matrix.T.tocsr(), matrix) if transpose else (matrix, matrix.T.tocsr())
-    size = min(count + OVERSAMPLING, *matrix.shape)
-    basis = np.random.default_rng(seed).standard_normal((short.shape[0], size), dtype=np.float32)
+    to_long, to_short = (product.times, product.transposed_times)[:: 1 if transpose else -1]
+    basis = _random(min(matrix.shape), min(count + OVERSAMPLING, *matrix.shape), seed)
     for _ in range(POWER_ITERATIONS + 1):
-        basis = _orthonormal(short @ (long @ basis))
-    projected = long @ basis
+        basis = _orthonormal(to_short(to_long(basis)))
+    projected = to_long(basis)
     squared, rotation = _squared_singular(projected)
-    leading = np.argsort(-squared)[:count]
-    leading = leading[squared[leading] > 1e-6 * squared.max(initial=0)]
+    leading = _leading(squared, count)
     vectors = basis @ rotation[:, leading] if transpose else projected @ (rotation / _roots(squared))[:, leading]
-    return np.ascontiguousarray(vectors, np.float32)
+    return np.ascontiguousarray(vectors.numpy())
 
 
-def _orthonormal(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+@dataclass(frozen=True, kw_only=True)
+class ReducedRank:
+    """``Y ~ X @ inputs @ outputs.T`` with ``inputs`` [P, r] and ``outputs`` [Q, r], both float32.
+
+    The columns of ``outputs`` are orthonormal; those that explain most come first.
+    """
+
+    inputs: NDArray[np.float32]
+    outputs: NDArray[np.float32]
+
+
+def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, ridge: float, seed: int) -> ReducedRank:
+    """Ridge regression of sparse Y [R, Q] on sparse X [R, P], projected on the ``rank`` leading directions of its fit.
+
+    The coefficients B minimise ``|Y - X B|^2 + ridge |B|^2``; what is kept is ``B V V'`` with V the leading right
+    singular vectors of the fitted values X B (reduced-rank regression: Izenman, 1975). Subspace iteration finds V and
+    conjugate gradients invert, so that no more is held than both matrices, their transposes and a few dense
+    [R, rank], [P, rank] and [Q, rank]. Fewer columns come back where the fit has fewer directions.
+    """
+    inputs, targets = _Matrix(x), _Matrix(y)
+
+    def solve(values: Tensor) -> Tensor:
+        """``(X X' + ridge)^-1`` times ``values`` [R, D]; ridge times less is what the regression fits of them."""
+        return _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, values)
+
+    def fit(values: Tensor) -> Tensor:
+        return values - ridge * solve(values)
+
+    basis = _random(y.shape[1], min(rank + OVERSAMPLING, *x.shape, y.shape[1]), seed)
+    basis = _orthonormal(targets.transposed_times(targets.times(basis)))
+    for _ in range(FIT_ITERATIONS):
+        basis = _orthonormal(targets.transposed_times(fit(fit(targets.times(basis)))))
+    projected = targets.times(basis)
+    solved = solve(projected)
+    squared, rotation = _squared_singular(projected - ridge * solved)
+    kept = rotation[:, _leading(squared, rank)]
+    return ReducedRank(
+        inputs=np.ascontiguousarray(inputs.transposed_times(solved @ kept).numpy()),
+        outputs=np.ascontiguousarray((basis @ kept).numpy()),
+    )
+
+
+class _Matrix:
+    """A sparse matrix [R, C] whose products with dense ones use all cores, each sum in one thread: always the same."""
+
+    def __init__(self, matrix: sparse.csr_array) -> None:
+        self._rows, self._columns = _bags(matrix), _bags(sparse.csr_array(matrix.T))
+
+    def times(self, dense: Tensor) -> Tensor:
+        """[C, D] -> [R, D]."""
+        return functional.embedding_bag(weight=dense, **self._rows)
+
+    def transposed_times(self, dense: Tensor) -> Tensor:
+        """[R, D] -> [C, D]."""
+        return functional.embedding_bag(weight=dense, **self._columns)
+
+
+def _bags(matrix: sparse.csr_array) -> dict[str, Any]:
+    return {
+        "input": torch.from_numpy(matrix.indices.astype(np.int64)),
+        "offsets": torch.from_numpy(matrix.indptr.astype(np.int64)),
+        "per_sample_weights": torch.from_numpy(matrix.data.astype(np.float32)),
+        "mode": "sum",
+        "include_last_offset": True,
+    }
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], targets: Tensor) -> Tensor:
+    """Solve ``product(x) = targets`` for each column of ``targets`` (Hestenes and Stiefel, 1952)."""
+    tiny = torch.finfo(targets.dtype).tiny
+    found, residual, direction = torch.zeros_like(targets), targets.clone(), targets.clone()
+    squared = residual.square().sum(0)
+    enough = SOLVE_TOLERANCE**2 * squared
+    for _ in range(MAX_SOLVE_STEPS):
+        if bool((squared <= enough).all()):
+            break
+        applied = product(direction)
+        length = squared / (direction * applied).sum(0).clamp(min=tiny)
+        found += length * direction
+        residual -= length * applied
+        before, squared = squared, residual.square().sum(0)
+        direction = residual + squared / before.clamp(min=tiny) * direction
+    return found
+
+
+def _random(rows: int, columns: int, seed: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32))
+
+
+def _leading(values: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` largest ``values``, without what is only rounding."""
+    order = torch.argsort(values, descending=True)[:count]
+    return order[values[order] > 1e-6 * values.max()]
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
     """An orthonormal basis of the columns' span; directions lost to rounding become short vectors.
 
     By the Gram matrix rather than QR: LAPACK's QR of a narrow matrix crawls when cores are shared.
     """
     squared, rotation = _squared_singular(vectors)
-    basis: NDArray[np.float32] = vectors @ (rotation / _roots(np.maximum(squared, 1e-10 * squared.max(initial=0))))
-    return basis
+    return vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
 
 
-def _squared_singular(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _squared_singular(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values and right singular vectors of a tall matrix."""
-    columns = torch.from_numpy(vectors).double()
+    columns = vectors.double()
     squared, rotation = torch.linalg.eigh(columns.T @ columns)
-    return squared.float().numpy(), rotation.float().numpy()
+    return squared.float(), rotation.float()
 
 
-def _roots(squared: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.sqrt(np.maximum(squared, np.finfo(np.float32).tiny))
+def _roots(squared: Tensor) -> Tensor:
+    return squared.clamp(min=torch.finfo(torch.float32).tiny).sqrt()

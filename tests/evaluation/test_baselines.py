@@ -21,7 +21,6 @@ from conversion_retrieval.evaluation.own_history import fit_own_history
 from conversion_retrieval.evaluation.popularity import fit_popularity, fit_recent_popularity
 from conversion_retrieval.evaluation.pure_svd import fit_pure_svd
 from conversion_retrieval.evaluation.ranking import ItemLists, score_ranks
-from conversion_retrieval.factorization import item_factors
 from conversion_retrieval.schema import EVENT_TYPES
 
 CHECKOUT, CLICK = EVENT_TYPES.index("checkout") + 1, EVENT_TYPES.index("click") + 1
@@ -157,21 +156,6 @@ def test_item_knn_adds_up_the_similarities_to_the_users_items():
     expected = counts @ (seen.T @ seen / np.outer(norms, norms))
     found = all_scores(ranker, windows)
     np.testing.assert_allclose(np.where(found > 0, found, 0), expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(40, 15), (15, 40)])
-def test_item_factors_are_the_right_singular_vectors(shape):
-    dense = np.random.default_rng(2).random(shape).astype(np.float32) ** 8
-    found = item_factors(sparse.csr_array(dense), 4, seed=0)
-    expected = np.linalg.svd(dense)[2][:4]
-    np.testing.assert_allclose(np.abs(found.T @ expected.T), np.eye(4), atol=2e-3)
-
-
-@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
-def test_factors_beyond_the_rank_are_left_out(shape):
-    rng = np.random.default_rng(3)
-    dense = (rng.random((shape[0], 2)) @ rng.random((2, shape[1]))).astype(np.float32)
-    assert item_factors(sparse.csr_array(dense), 5, seed=0).shape == (shape[1], 2)
 
 
 def test_pure_svd_scores_are_the_history_projected_on_the_factors():

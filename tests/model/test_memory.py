@@ -11,7 +11,8 @@ from conversion_retrieval.model.inputs import EntityInputs, QueryInputs
 from conversion_retrieval.model.memory import Memory
 
 DIM, NUM_IDS = 5, 7
-CONFIG = ModelConfig(normalize=False, memory_dim=DIM, memory_weight=3.0, memory_half_life_days=10.0)
+FITTED = ModelConfig(normalize=False, memory_dim=DIM, memory_weight=3.0, memory_half_life_days=10.0)
+CONFIG = dataclasses.replace(FITTED, memory_fit="svd")
 # Rows 0..3 of the catalogue have these id codes; row 4 is the unknown item.
 ID_CODE = torch.tensor([3, 1, 6, 0, 0])
 
@@ -59,6 +60,19 @@ def test_histories_become_decayed_log_counts_of_unit_length_times_factors(memory
     found = memory.queries(_queries(items, actions, ages), ID_CODE)
     expected = torch.stack([_by_hand(memory, *row) for row in zip(items, actions, ages, strict=True)])
     torch.testing.assert_close(found, expected)
+
+
+def test_a_fitted_map_has_factors_of_its_own_for_histories(memory):
+    fitted = Memory(NUM_IDS, FITTED)
+    fitted.factors.copy_(-memory.factors)
+    fitted.history_factors.copy_(memory.factors)
+    queries = _queries([[0, 1]], [[2, 5]], [[20.0, 3.0]])
+    torch.testing.assert_close(fitted.queries(queries, ID_CODE), memory.queries(queries, ID_CODE))
+    torch.testing.assert_close(fitted.items(ID_CODE), -memory.items(ID_CODE))
+
+
+def test_the_svd_holds_one_table_as_the_first_releases_did(memory):
+    assert list(memory.state_dict()) == ["factors"]
 
 
 def test_padding_changes_nothing(memory):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from conversion_retrieval.options import require_at_least
+from conversion_retrieval.options import BEFORE, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,15 @@ class ModelConfig:
     query_tower: TowerConfig = field(default_factory=TowerConfig)
     item_tower: TowerConfig = field(default_factory=TowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
-    # Frozen factors of what users had, appended to both vectors (see ``model.memory``); 0 leaves them out. Worth it
-    # where people buy the same things again. The weight is that of the inner product in logits at the default
-    # temperature (raw inner products: at 1); at another it counts as much more or less.
+    # A frozen linear map of this rank from histories to items, beside the trained vectors (see ``model.memory``); 0
+    # leaves it out. Worth it where people buy the same things again. ``reduced_rank`` is fitted to what followed the
+    # training queries, ``svd`` to the histories alone: the better one where there are a few hundred users.
     memory_dim: int = 0
+    memory_fit: Literal["reduced_rank", "svd"] = field(default="reduced_rank", metadata={BEFORE: "svd"})
+    # Penalty of the regression: of squared coefficients, histories being of length one.
+    memory_ridge: float = field(default=20.0, metadata={BEFORE: 20.0})
+    # Of the inner product in logits at the default temperature (raw inner products: at 1); at another it counts as much
+    # more or less.
     memory_weight: float = 60.0
     memory_half_life_days: float = 120.0
     seed: int = 0
@@ -95,5 +100,9 @@ class ModelConfig:
             raise ValueError(
                 f"embedding_dim must be a multiple of history.heads, found {self.embedding_dim}, {self.history.heads}"
             )
-        if self.memory_dim < 0 or self.memory_weight < 0 or self.memory_half_life_days <= 0:
-            raise ValueError("memory_dim and memory_weight must not be negative, memory_half_life_days positive")
+        require_at_least(self, 0, "memory_dim", "memory_weight")
+        if self.memory_ridge <= 0 or self.memory_half_life_days <= 0:
+            raise ValueError(
+                "memory_ridge and memory_half_life_days must be positive, "
+                f"found {self.memory_ridge} and {self.memory_half_life_days}"
+            )

@@ -1,9 +1,9 @@
-"""A memory of what the user already had: frozen factors of the users-by-items matrix, beside the trained vectors.
+"""A memory of what the user already had: a frozen linear map from histories to items, beside the trained vectors.
 
 A trained vector of a few dozen numbers cannot hold which of many thousand items a user bought again and again, yet for
-everyday purchases that is the strongest signal of all. The leading factors of the training window's matrix hold as much
-of it as an inner product of that length can (Eckart and Young, 1936); appended to both towers they leave training
-untouched and are one more part of the same score.
+everyday purchases that is the strongest signal of all. A linear map of low rank, found in closed form before training
+(``training.factors``), holds as much of it as an inner product of that length can; appended to both towers it leaves
+training untouched and is one more part of the same score.
 """
 
 import torch
@@ -18,15 +18,20 @@ from conversion_retrieval.model.inputs import QueryInputs
 class Memory(nn.Module):
     """Item side: the item's factors. Query side: the factors of the history, weighted by decayed log counts.
 
-    ``scale`` is what the loss divides scores by, so that ``ModelConfig.memory_weight`` is in logits.
+    Both sides have the same factors where they are those of histories alone (``memory_fit: svd``). ``scale`` is what
+    the loss divides scores by, so that ``ModelConfig.memory_weight`` is in logits.
     """
 
     factors: Tensor
+    history_factors: Tensor
 
     def __init__(self, num_ids: int, config: ModelConfig, *, scale: float = 1.0) -> None:
         super().__init__()
         self.weight, self.half_life_days = scale * config.memory_weight, config.memory_half_life_days
+        self.shared = config.memory_fit == "svd"
         self.register_buffer("factors", torch.zeros(num_ids, config.memory_dim))
+        if not self.shared:
+            self.register_buffer("history_factors", torch.zeros(num_ids, config.memory_dim))
 
     def items(self, id_code: Tensor) -> Tensor:
         """[M] id codes -> [M, memory_dim]; zero for an id unseen in training."""
@@ -49,7 +54,8 @@ class Memory(nn.Module):
         counts = torch.zeros_like(decayed).scatter_add(1, run, decayed)
         items = torch.zeros_like(codes).scatter(1, run, codes)
         shares = unit_rows(counts.log1p() * (items > 0))
-        return self.weight * look_up_sums(self.factors, items, shares)
+        factors = self.factors if self.shared else self.history_factors
+        return self.weight * look_up_sums(factors, items, shares)
 
 
 def unit_rows(values: Tensor) -> Tensor:

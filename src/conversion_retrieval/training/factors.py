@@ -1,33 +1,117 @@
-"""What a model's memory is filled with: factors of the users-by-items matrix as of the end of training."""
+"""What a model's memory is filled with, as of the end of training: a linear map from histories to items."""
+
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
-from conversion_retrieval.evaluation.events import affinities
-from conversion_retrieval.evaluation.window import EvaluationWindow
-from conversion_retrieval.factorization import item_factors
+from conversion_retrieval.config import PipelineConfig
+from conversion_retrieval.evaluation.events import EventLog, Windows, affinities
+from conversion_retrieval.evaluation.window import event_log, history_windows
+from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
+from conversion_retrieval.features.config import SplitConfig
 from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.windows import DAY
 from conversion_retrieval.model.memory import Memory
 from conversion_retrieval.progress import say
+from conversion_retrieval.training.examples import Examples
+
+MAX_QUERIES: Final = 20_000
+# Counts of positives to this power divide the items' targets: unweighted, a few popular items would be all that the
+# leading directions explain. How it was chosen: docs/experiments.md.
+POPULARITY_POWER: Final = 0.35
 
 
-def fill_memory(memory: Memory, dataset: FeatureDataset, *, seed: int) -> None:
-    """Factorise the histories known before the validation window; see ``Memory.queries`` for the matrix' entries."""
-    window = EvaluationWindow.of(dataset, "validation")
-    before = window.start or int(dataset.split("train").time.max(initial=0))
-    matrix = affinities(window.log, window.log.users_before(before), half_life_days=memory.half_life_days)
+def fill_memory(memory: Memory, dataset: FeatureDataset, examples: Examples, config: PipelineConfig) -> None:
+    """Fit the map that ``config.model.memory_fit`` names; ``Memory.queries`` says what histories are mapped."""
+    if config.model.memory_fit == "svd":
+        _fit_to_histories(memory, dataset, seed=config.model.seed)
+    else:
+        _fit_to_positives(memory, dataset, examples, config)
+
+
+def _fit_to_histories(memory: Memory, dataset: FeatureDataset, *, seed: int) -> None:
+    """The leading factors of what all users had before the validation window, on both sides.
+
+    They map a history to itself as nearly as so many factors can (Eckart and Young, 1936).
+    """
+    log, validation = event_log(dataset), dataset.split("validation").time
+    before = int(validation.min()) if len(validation) else int(dataset.split("train").time.max(initial=0))
+    matrix = _histories(log, log.users_before(before), half_life_days=memory.half_life_days)
+    found = item_factors(matrix, memory.factors.shape[1], seed=seed)
+    say(f"memory: {found.shape[1]} factors of {matrix.nnz:,} user-item pairs")
+    _store(found, dataset, memory.factors)
+
+
+def _fit_to_positives(memory: Memory, dataset: FeatureDataset, examples: Examples, config: PipelineConfig) -> None:
+    """The positives of the newest training queries regressed on their histories; conversions if there are any."""
+    split, positives = examples.split, examples.positives
+    chosen = positives.task == positives.task.min()
+    query, item = positives.query[chosen], positives.item[chosen]
+    rows = newest_apart(split.time, np.unique(query), apart=_label_span(config.split), count=MAX_QUERIES)
+    kept = np.isin(query, rows)
+    cells = (np.searchsorted(rows, query[kept]), item[kept])
+    log = event_log(dataset)
+    windows = history_windows(log, split).rows(rows).newest(dataset.spec.history_length)
+    histories = _histories(log, windows, half_life_days=memory.half_life_days)
+    found = reduced_rank_ridge(
+        histories,
+        _targets(cells, (len(rows), dataset.num_items)),
+        rank=memory.factors.shape[1],
+        ridge=config.model.memory_ridge,
+        seed=config.model.seed,
+    )
+    say(f"memory: a map of rank {found.outputs.shape[1]} from {len(rows):,} histories to what followed them")
+    _store(found.outputs, dataset, memory.factors)
+    _store(found.inputs, dataset, memory.history_factors)
+
+
+def newest_apart(time: NDArray[np.int64], queries: NDArray[np.int64], *, apart: int, count: int) -> NDArray[np.int64]:
+    """At most ``count`` of ``queries`` (rows of ``time`` [Q]), the newest of moments at least ``apart`` apart; sorted.
+
+    Labels of windows that overlap would count twice.
+    """
+    moments = np.unique(time[queries])
+    if apart:
+        taken, left = [], len(moments)
+        while left:
+            taken.append(moments[left - 1])
+            left = int(np.searchsorted(moments, taken[-1] - apart, side="right"))
+        moments = np.array(taken, np.int64)
+    found = queries[np.isin(time[queries], moments)]
+    return np.sort(found[np.argsort(-time[found], kind="stable")[:count]])
+
+
+def _label_span(config: SplitConfig) -> int:
+    """For how long after a training query its labels are gathered, where that is a fixed window; microseconds."""
+    return round(config.training_window_days * DAY) if config.training_queries == "window" else 0
+
+
+def _histories(log: EventLog, windows: Windows, *, half_life_days: float) -> sparse.csr_array:
+    """Rows as ``Memory.queries`` weighs histories: decayed log counts, scaled to length one."""
+    matrix = affinities(log, windows, half_life_days=half_life_days)
     np.log1p(matrix.data, out=matrix.data)
     norms = np.sqrt(np.maximum(matrix.multiply(matrix).sum(axis=1), 1e-12))
     matrix.data /= np.repeat(norms, np.diff(matrix.indptr)).astype(np.float32)
-    found = item_factors(matrix, memory.factors.shape[1], seed=seed)
-    say(f"memory: {found.shape[1]} factors of {matrix.nnz:,} user-item pairs")
-    memory.factors.copy_(_by_code(found, dataset.items.id_code, memory.factors))
+    return matrix
 
 
-def _by_code(found: NDArray[np.float32], id_code: NDArray[np.int64], factors: torch.Tensor) -> torch.Tensor:
+def _targets(cells: tuple[NDArray[np.int64], NDArray[np.int32]], shape: tuple[int, int]) -> sparse.csr_array:
+    """1 a query and positive item, over the item's count to ``POPULARITY_POWER``; of mean 1 over the positives."""
+    matrix = sparse.csr_array((np.ones(len(cells[0]), np.float32), cells), shape=shape)
+    matrix.data[:] = 1.0  # an item in a cart and then bought is one positive
+    counts = np.bincount(matrix.indices, minlength=shape[1])
+    weights = np.maximum(counts, 1) ** -POPULARITY_POWER
+    weights *= counts.sum() / max(float(counts @ weights), 1e-12)
+    matrix.data *= weights[matrix.indices].astype(np.float32)
+    return matrix
+
+
+def _store(found: NDArray[np.float32], dataset: FeatureDataset, factors: torch.Tensor) -> None:
     """Rows of the catalogue to rows of the id table; fewer factors than asked for leave zeros, unknown ids too."""
-    filled = np.zeros(tuple(factors.shape), np.float32)
-    known = id_code > 0
+    id_code = dataset.items.id_code
+    filled, known = np.zeros(tuple(factors.shape), np.float32), id_code > 0
     filled[id_code[known], : found.shape[1]] = found[known]
-    return torch.from_numpy(filled)
+    factors.copy_(torch.from_numpy(filled))

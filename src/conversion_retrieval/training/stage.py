@@ -143,7 +143,7 @@ def make_trainer(
     )
     learner = _learner(sizes, config, steps, device, shard, sparse=position.optimizer == "adamw_sparse")
     if found is None:
-        _start(learner.model, builder, seed=config.model.seed)
+        _start(learner.model, builder, config)
     trainer = Trainer(
         learner=learner,
         average=WeightAverage(learner.model, config.training.average_decay),
@@ -161,13 +161,13 @@ def make_trainer(
     return trainer
 
 
-def _start(model: TwoTower, builder: BatchBuilder, *, seed: int) -> None:
+def _start(model: TwoTower, builder: BatchBuilder, config: PipelineConfig) -> None:
     """Fill in what is computed from the data rather than learned step by step; the first process does it for all."""
     dataset, shard = builder.dataset, builder.shard
     if shard.rank == 0 and model.bias is not None:
-        start_popularity(model.bias, dataset, builder.examples, seed=seed)
+        start_popularity(model.bias, dataset, builder.examples, seed=config.model.seed)
     if shard.rank == 0 and model.memory is not None:
-        fill_memory(model.memory, dataset, seed=seed)
+        fill_memory(model.memory, dataset, builder.examples, config)
     copy_from_first((*model.parameters(), *model.buffers()), shard)
 
 

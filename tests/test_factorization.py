@@ -1,0 +1,67 @@
+"""Factors and regressions of sparse matrices; oracle: the dense formulas in NumPy, float64."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
+
+RIDGE = 0.5
+
+
+def _sparse_random(seed, shape, density=0.3):
+    rng = np.random.default_rng(seed)
+    return (rng.random(shape) * (rng.random(shape) < density)).astype(np.float32)
+
+
+def _ridge(x, y):
+    x = x.astype(float)
+    return np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ y)
+
+
+def _fitted(x, y, rank):
+    return reduced_rank_ridge(sparse.csr_array(x), sparse.csr_array(y), rank=rank, ridge=RIDGE, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 15), (15, 40)])
+def test_item_factors_are_the_right_singular_vectors(shape):
+    dense = np.random.default_rng(2).random(shape).astype(np.float32) ** 8
+    found = item_factors(sparse.csr_array(dense), 4, seed=0)
+    expected = np.linalg.svd(dense)[2][:4]
+    np.testing.assert_allclose(np.abs(found.T @ expected.T), np.eye(4), atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
+def test_factors_beyond_the_rank_are_left_out(shape):
+    rng = np.random.default_rng(3)
+    dense = (rng.random((shape[0], 2)) @ rng.random((2, shape[1]))).astype(np.float32)
+    assert item_factors(sparse.csr_array(dense), 5, seed=0).shape == (shape[1], 2)
+
+
+@pytest.mark.parametrize("shape", [(60, 12, 20), (20, 60, 12), (20, 12, 60)])
+def test_a_regression_of_full_rank_is_ridge_regression(shape):
+    rows, inputs, outputs = shape
+    x, y = _sparse_random(0, (rows, inputs)), _sparse_random(1, (rows, outputs))
+    found = _fitted(x, y, rank=100)
+    np.testing.assert_allclose(found.inputs @ found.outputs.T, _ridge(x, y), atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(60, 12, 20), (20, 60, 12), (20, 12, 60)])
+def test_a_regression_of_low_rank_keeps_the_leading_directions_of_its_fit(shape):
+    rows, inputs, outputs = shape
+    x, y = _sparse_random(0, (rows, inputs)), _sparse_random(1, (rows, outputs))
+    found = _fitted(x, y, rank=3)
+    coefficients = _ridge(x, y)
+    directions = np.linalg.svd(x @ coefficients, full_matrices=False)[2][:3]
+    np.testing.assert_allclose(np.abs(found.outputs.T @ directions.T), np.eye(3), atol=0.05)
+    np.testing.assert_allclose(found.inputs @ found.outputs.T, coefficients @ directions.T @ directions, atol=0.02)
+
+
+def test_what_cannot_be_explained_has_no_columns():
+    x, y = _sparse_random(0, (30, 12)), _sparse_random(1, (30, 2)) @ _sparse_random(2, (2, 20), density=1.0)
+    found = _fitted(x, y, rank=5)
+    assert found.inputs.shape == (12, 2)
+    assert found.outputs.shape == (20, 2)
+    nothing = _fitted(np.zeros((30, 12), np.float32), y, rank=5)
+    assert nothing.outputs.shape == (20, 0)
+    assert nothing.inputs.shape == (12, 0)
