@@ -82,7 +82,7 @@ class ModelConfig:
     memory_dim: int = 0
     memory_fit: Literal["reduced_rank", "svd"] = field(default="reduced_rank", metadata={BEFORE: "svd"})
     # Penalty of the regression: of squared coefficients, histories being of length one.
-    memory_ridge: float = field(default=20.0, metadata={BEFORE: 20.0})
+    memory_ridge: float = field(default=10.0, metadata={BEFORE: 10.0})
     # Of the inner product in logits at the default temperature (raw inner products: at 1); at another it counts as much
     # more or less.
     memory_weight: float = 60.0
