@@ -71,6 +71,11 @@ def test_options_that_no_answer_depends_on_may_be_absent():
     assert recorded_config(values, release="0.0.9", where="config.json") == PipelineConfig()
 
 
+def test_a_model_from_before_memories_were_fitted_has_one_of_histories():
+    values = without(without(config_values(PipelineConfig()), "model.memory_fit"), "model.memory_ridge")
+    assert recorded_config(values, release="0.0.9", where="config.json").model.memory_fit == "svd"
+
+
 @pytest.mark.parametrize(
     "name", ["model.popularity_bias", "model.query_tower.residual", "features.aggregate_windows_days"]
 )

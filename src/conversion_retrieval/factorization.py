@@ -94,9 +94,10 @@ class _Matrix:
 
 
 def _bags(matrix: sparse.csr_array) -> dict[str, Any]:
+    kind = np.int32 if max(*matrix.shape, matrix.nnz) < 2**31 else np.int64
     return {
-        "input": torch.from_numpy(matrix.indices.astype(np.int64)),
-        "offsets": torch.from_numpy(matrix.indptr.astype(np.int64)),
+        "input": torch.from_numpy(matrix.indices.astype(kind)),
+        "offsets": torch.from_numpy(matrix.indptr.astype(kind)),
         "per_sample_weights": torch.from_numpy(matrix.data.astype(np.float32)),
         "mode": "sum",
         "include_last_offset": True,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.evaluation.events import EventLog, Windows, affinities
+from conversion_retrieval.evaluation.events import BLOCK_WINDOWS, EventLog, Windows, affinities
 from conversion_retrieval.evaluation.window import event_log, history_windows
 from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
 from conversion_retrieval.features.config import SplitConfig
@@ -91,7 +91,10 @@ def _label_span(config: SplitConfig) -> int:
 
 def _histories(log: EventLog, windows: Windows, *, half_life_days: float) -> sparse.csr_array:
     """Rows as ``Memory.queries`` weighs histories: decayed log counts, scaled to length one."""
-    matrix = affinities(log, windows, half_life_days=half_life_days)
+    blocks = np.split(np.arange(len(windows)), range(BLOCK_WINDOWS, len(windows), BLOCK_WINDOWS))
+    matrix = sparse.vstack(
+        [affinities(log, windows.rows(rows), half_life_days=half_life_days) for rows in blocks]
+    ).tocsr()
     np.log1p(matrix.data, out=matrix.data)
     norms = np.sqrt(np.maximum(matrix.multiply(matrix).sum(axis=1), 1e-12))
     matrix.data /= np.repeat(norms, np.diff(matrix.indptr)).astype(np.float32)

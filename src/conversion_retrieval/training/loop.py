@@ -197,7 +197,7 @@ class Trainer:
         on_cpu = self.learner.device.type == "cpu"
         return self.memory.footprint(
             tables=(dataset, self.builder.examples.split, validated) if on_cpu else catalogue,
-            parameters=self.learner.optimizer.parameters,
+            parameters=(self.learner.optimizer.parameters, dict(self.learner.model.named_buffers())),
             optimizer_state=(self.learner.optimizer.state(), self.average.state()),
         )
 

@@ -22,7 +22,7 @@ MIB: Final = 2**20
 class Footprint:
     """Bytes. ``peak`` is above ``fixed``, what Python and its libraries took before; the rest is what must be held.
 
-    ``tables`` are the features as opened (on a GPU: the catalogue on it), ``parameters`` those that are trained,
+    ``tables`` are the features as opened (on a GPU: the catalogue on it), ``parameters`` the model's, frozen ones too,
     ``optimizer_state`` includes a moving average of the weights, ``batch`` is one step's input, on a CPU with the
     activations that its backward pass needs.
     """
