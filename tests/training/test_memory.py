@@ -60,10 +60,14 @@ def test_the_ratio_is_the_peak_over_what_must_be_held():
 
 
 def test_a_training_knows_its_footprint_after_the_first_step():
-    trainer = make_trainer(separable_world(num_users=60), small_config(training={"max_steps": 2}))
+    config = small_config(training={"max_steps": 2}, model={"memory_dim": 8})
+    trainer = make_trainer(separable_world(num_users=60), config)
     assert trainer.footprint() is None
     trainer.fit()
     footprint = trainer.footprint()
-    assert footprint.parameters == sum(4 * p.numel() for p in trainer.learner.optimizer.parameters.values())
-    assert footprint.optimizer_state > 2.9 * footprint.parameters  # two moments and the average
+    trained = sum(4 * p.numel() for p in trainer.learner.optimizer.parameters.values())
+    frozen = sum(held_bytes(buffer) for buffer in trainer.learner.model.buffers())
+    assert frozen >= 2 * 4 * 8 * trainer.builder.dataset.num_items  # the memory's two tables
+    assert footprint.parameters == trained + frozen
+    assert footprint.optimizer_state > 2.9 * trained  # two moments and the average
     assert re.fullmatch(r"memory: peak [\d,]+ MiB above the libraries' .* x the .*", str(footprint))
