@@ -13,7 +13,7 @@ from torch.nn import functional
 
 OVERSAMPLING: Final = 16
 POWER_ITERATIONS: Final = 4
-FIT_ITERATIONS: Final = 2  # each applies the fit twice, and every fit is some ten products
+FIT_ITERATIONS: Final = 2  # each is two fits of some ten products
 SOLVE_TOLERANCE: Final = 1e-2  # of a residual's length: subspaces are no better known than that
 MAX_SOLVE_STEPS: Final = 100
 
@@ -23,6 +23,8 @@ def item_factors(matrix: sparse.csr_array, count: int, *, seed: int) -> NDArray[
 
     Randomised subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1), on the shorter side.
     """
+    if not matrix.nnz:
+        return np.zeros((matrix.shape[1], 0), np.float32)
     product = _Matrix(matrix)
     transpose = matrix.shape[0] > matrix.shape[1]
     to_long, to_short = (product.times, product.transposed_times)[:: 1 if transpose else -1]
@@ -52,22 +54,26 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
 
     The coefficients B minimise ``|Y - X B|^2 + ridge |B|^2``; what is kept is ``B V V'`` with V the leading right
     singular vectors of the fitted values X B (reduced-rank regression: Izenman, 1975). Subspace iteration finds V and
-    conjugate gradients invert, so that no more is held than both matrices, their transposes and a few dense
-    [R, rank], [P, rank] and [Q, rank]. Fewer columns come back where the fit has fewer directions.
+    conjugate gradients invert: of dense matrices, only a few [R, rank], [P, rank] and [Q, rank] are held. Fewer columns
+    come back where the fit has fewer directions.
     """
+    if not x.nnz or not y.nnz:
+        return ReducedRank(inputs=np.zeros((x.shape[1], 0), np.float32), outputs=np.zeros((y.shape[1], 0), np.float32))
     inputs, targets = _Matrix(x), _Matrix(y)
 
     def solve(values: Tensor) -> Tensor:
-        """``(X X' + ridge)^-1`` times ``values`` [R, D]; ridge times less is what the regression fits of them."""
+        """``(X X' + ridge)^-1`` times ``values`` [R, D]."""
         return _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, values)
 
     def fit(values: Tensor) -> Tensor:
+        """What the regression fits of ``values`` [R, D]: ``X X' (X X' + ridge)^-1`` times them."""
         return values - ridge * solve(values)
 
     basis = _random(y.shape[1], min(rank + OVERSAMPLING, *x.shape, y.shape[1]), seed)
     basis = _orthonormal(targets.transposed_times(targets.times(basis)))
     for _ in range(FIT_ITERATIONS):
-        basis = _orthonormal(targets.transposed_times(fit(fit(targets.times(basis)))))
+        fitted = _orthonormal(fit(targets.times(basis)))
+        basis = _orthonormal(targets.transposed_times(fit(fitted)))
     projected = targets.times(basis)
     solved = solve(projected)
     squared, rotation = _squared_singular(projected - ridge * solved)
@@ -96,9 +102,9 @@ class _Matrix:
 def _bags(matrix: sparse.csr_array) -> dict[str, Any]:
     kind = np.int32 if max(*matrix.shape, matrix.nnz) < 2**31 else np.int64
     return {
-        "input": torch.from_numpy(matrix.indices.astype(kind)),
-        "offsets": torch.from_numpy(matrix.indptr.astype(kind)),
-        "per_sample_weights": torch.from_numpy(matrix.data.astype(np.float32)),
+        "input": torch.from_numpy(matrix.indices.astype(kind, copy=False)),
+        "offsets": torch.from_numpy(matrix.indptr.astype(kind, copy=False)),
+        "per_sample_weights": torch.from_numpy(matrix.data.astype(np.float32, copy=False)),
         "mode": "sum",
         "include_last_offset": True,
     }
@@ -133,12 +139,15 @@ def _leading(values: Tensor, count: int) -> Tensor:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span; directions lost to rounding become short vectors.
+    """An orthonormal basis of the columns' span; what rounding leaves of a column that depends on others stays short.
 
-    By the Gram matrix rather than QR: LAPACK's QR of a narrow matrix crawls when cores are shared.
+    By the Gram matrix rather than QR, since LAPACK's QR of a narrow matrix crawls when cores are shared; twice, since
+    once leaves directions that are a hundred thousand times weaker than the strongest too short.
     """
-    squared, rotation = _squared_singular(vectors)
-    return vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
+    for _ in range(2):
+        squared, rotation = _squared_singular(vectors)
+        vectors = vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
+    return vectors
 
 
 def _squared_singular(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """A memory of what the user already had: a frozen linear map from histories to items, beside the trained vectors.
 
 A trained vector of a few dozen numbers cannot hold which of many thousand items a user bought again and again, yet for
-everyday purchases that is the strongest signal of all. A linear map of low rank, found in closed form before training
-(``training.factors``), holds as much of it as an inner product of that length can; appended to both towers it leaves
-training untouched and is one more part of the same score.
+everyday purchases that is the strongest signal of all. A linear map of low rank, fitted to all of the data at once
+before training (``training.factors``), holds much of it; appended to both towers it leaves training untouched and is
+one more part of the same score.
 """
 
 import torch
@@ -41,7 +41,7 @@ class Memory(nn.Module):
         """[B] queries -> [B, memory_dim]; ``id_code`` [I + 1] of the items that histories refer to.
 
         The history as a vector x over items, ``x_i = log(1 + sum of 2^(-age / half-life) over events on i)``, scaled
-        to length one, times the factors.
+        to length one, times the history factors.
         """
         if not queries.history_item.shape[1]:
             return self.factors.new_zeros(len(queries), self.factors.shape[1])

@@ -32,6 +32,12 @@ class PositiveLists:
     weight: NDArray[np.float32]
 
     @property
+    def aimed_at(self) -> NDArray[np.bool_]:
+        """Which are conversions, or all of them where engagements are all that is trained on, [P]."""
+        aimed: NDArray[np.bool_] = self.task == self.task.min(initial=len(TASKS))
+        return aimed
+
+    @property
     def query(self) -> Indices:
         """The query of each positive, [P]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))

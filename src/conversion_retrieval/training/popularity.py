@@ -66,7 +66,7 @@ def conditional_logit(choices: list[Choices], width: int, *, ridge: float = RIDG
 
 def _choices(dataset: FeatureDataset, examples: Examples, generator: np.random.Generator) -> list[Choices]:
     positives = examples.positives
-    kept = positives.task == positives.task.min()  # conversions come first
+    kept = positives.aimed_at
     snapshot, item = examples.split.snapshot[positives.query[kept]], positives.item[kept]
     found = np.unique(snapshot)
     spread = found[np.linspace(0, len(found) - 1, min(len(found), MAX_SNAPSHOTS)).round().astype(np.int64)]
