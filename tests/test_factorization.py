@@ -57,6 +57,31 @@ def test_a_regression_of_low_rank_keeps_the_leading_directions_of_its_fit(shape)
     np.testing.assert_allclose(found.inputs @ found.outputs.T, coefficients @ directions.T @ directions, atol=0.02)
 
 
+def test_few_of_many_directions_capture_what_the_best_ones_do():
+    # Signals of falling strength in noise, so that which directions lead is decided by the fit, not by the targets.
+    rng = np.random.default_rng(0)
+    x = _sparse_random(0, (300, 150), density=0.1)
+    y = x @ (rng.standard_normal((150, 20)) * 0.8 ** np.arange(20) @ rng.standard_normal((20, 150))) * 0.2
+    y = (y + rng.standard_normal(y.shape) * np.geomspace(0.1, 8, 150)).astype(np.float32)
+    found = reduced_rank_ridge(sparse.csr_array(x), sparse.csr_array(y), rank=8, ridge=20.0, seed=0)
+    coefficients = np.linalg.solve(x.T.astype(float) @ x + 20.0 * np.eye(150), x.T.astype(float) @ y)
+    best = np.sqrt((np.linalg.svd(x @ coefficients, compute_uv=False)[:8] ** 2).sum())
+    assert 0.97 * best < np.linalg.norm(x @ coefficients @ found.outputs) < 1.001 * best
+
+
+@pytest.mark.parametrize("rank", [10, 100, 150])
+def test_the_directions_are_orthonormal_up_to_the_rank_of_the_data(rank):
+    x, y = _sparse_random(0, (120, 200), density=0.05), _sparse_random(1, (120, 200), density=0.02)
+    found = reduced_rank_ridge(sparse.csr_array(x), sparse.csr_array(y), rank=rank, ridge=10.0, seed=0)
+    np.testing.assert_allclose(found.outputs.T @ found.outputs, np.eye(found.outputs.shape[1]), atol=1e-3)
+
+
+def test_nothing_has_no_factors():
+    nothing = sparse.csr_array(np.zeros((0, 5), np.float32))
+    assert item_factors(nothing, 3, seed=0).shape == (5, 0)
+    assert reduced_rank_ridge(nothing, nothing, rank=3, ridge=1.0, seed=0).inputs.shape == (5, 0)
+
+
 def test_what_cannot_be_explained_has_no_columns():
     x, y = _sparse_random(0, (30, 12)), _sparse_random(1, (30, 2)) @ _sparse_random(2, (2, 20), density=1.0)
     found = _fitted(x, y, rank=5)

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from conversion_retrieval.features.build import build_features
 from conversion_retrieval.features.dataset import FeatureDataset
@@ -19,19 +18,29 @@ DIM = 8
 MICROSECONDS_A_DAY = 86_400_000_000
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("world")
+WORLDS = {
+    "plain ids": {},
+    "hashed ids": {"features": {"item_id_buckets": 60}},
+    "windows": {"split": {"training_queries": "window", "training_window_days": 4, "training_stride_days": 2}},
+}
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def world(request, tmp_path_factory):
+    """A data set, and how far apart in days the moments must be whose queries are regressed on."""
+    directory, options = tmp_path_factory.mktemp("world"), WORLDS[request.param]
     data = tiny_world(directory / "data")
     tables = [pq.read_table(next(data.glob(f"{name}*"))) for name in ("events", "items", "users")]
-    config = small_config(split={"validation_days": 6, "test_days": 6}, features={"history_length": 16})
+    split = {"validation_days": 6, "test_days": 6, **options.get("split", {})}
+    config = small_config(split=split, features={"history_length": 16, **options.get("features", {})})
     dirs = {"features_dir": directory / "features", "spec_dir": directory / "spec"}
     build_features(snapshot_dir=write_snapshot(directory / "snapshot", *tables), config=config, **dirs)
-    return FeatureDataset.open(dirs["features_dir"], FeatureSpec.load(dirs["spec_dir"]))
+    return FeatureDataset.open(dirs["features_dir"], FeatureSpec.load(dirs["spec_dir"])), split
 
 
-def _filled(dataset, task_weights=None, **model):
-    config = small_config(model={"memory_dim": DIM, "normalize": False, **model})
+def _filled(world, task_weights=None, **model):
+    dataset, split = world
+    config = small_config(model={"memory_dim": DIM, "normalize": False, **model}, split=split)
     examples = Examples.of(dataset.split("train"), dataset.item_advertiser, task_weights or config.losses.task_weights)
     memory = Memory(dataset.spec.item_ids.rows, config.model)
     fill_memory(memory, dataset, examples, config)
@@ -43,63 +52,70 @@ def _entries(counts):
     return entries / np.maximum(np.linalg.norm(entries, axis=1, keepdims=True), 1e-12)
 
 
-def _matrix(dataset, before, half_life_days):
-    events = dataset.events
-    counts = np.zeros((dataset.num_users, dataset.num_items))
+def _count(counts, dataset, position, time, half_life_days):
+    """Add one event; items by id code, those without one left out."""
+    item = dataset.events.item[position]
+    if item >= 0 and (code := dataset.items.id_code[item]):
+        age_days = (time - dataset.events.time[position]) / MICROSECONDS_A_DAY
+        counts[code - 1] += 2 ** (-age_days / half_life_days)
+
+
+def test_factors_span_the_leading_directions_of_what_was_known_before_validation(world):
+    memory, dataset = _filled(world, memory_fit="svd"), world[0]
+    before, events = int(dataset.split("validation").time.min()), dataset.events
+    counts = np.zeros((dataset.num_users, dataset.spec.item_ids.rows - 1))
     for user in range(dataset.num_users):
         for position in range(events.offsets[user], events.offsets[user + 1]):
-            item = events.item[position]
-            if events.available[position] < before and item >= 0:
-                counts[user, item] += 2 ** (-(before - events.time[position]) / MICROSECONDS_A_DAY / half_life_days)
-    return _entries(counts)
-
-
-def test_factors_span_the_leading_directions_of_what_was_known_before_validation(dataset):
-    memory = _filled(dataset, memory_fit="svd")
-    before = int(dataset.split("validation").time.min())
-    matrix = _matrix(dataset, before, memory.half_life_days)
-    known = dataset.items.id_code > 0
-    found = memory.items(torch.from_numpy(dataset.items.id_code)).numpy()
-    kept = np.linalg.norm(matrix[:, known] @ found[known])
+            if events.available[position] < before:
+                _count(counts[user], dataset, position, before, memory.half_life_days)
+    matrix = _entries(counts)
+    kept = np.linalg.norm(matrix @ memory.factors[1:].numpy())
     best = np.sqrt((np.linalg.svd(matrix, compute_uv=False)[:DIM] ** 2).sum())
-    # Cold items lose their factors, so a little less than the best rank-8 subspace is kept.
-    assert 0.97 * best < kept < 1.001 * best
-    assert np.abs(memory.factors[0].numpy()).max() == 0
+    assert 0.99 * best < kept < 1.001 * best
+    assert memory.factors[0].abs().max() == 0
 
 
 def _histories(dataset, split, rows, half_life_days):
     """As the model sees them: the last ``history_length`` events before each query."""
-    counts = np.zeros((len(rows), dataset.num_items))
+    counts = np.zeros((len(rows), dataset.spec.item_ids.rows - 1))
     for at, row in enumerate(rows):
         first, end = dataset.events.offsets[split.user[row]], split.history_end[row]
         for position in range(max(first, end - dataset.spec.history_length), end):
-            if (item := dataset.events.item[position]) >= 0:
-                age_days = (split.time[row] - dataset.events.time[position]) / MICROSECONDS_A_DAY
-                counts[at, item] += 2 ** (-age_days / half_life_days)
+            _count(counts[at], dataset, position, split.time[row], half_life_days)
     return _entries(counts)
 
 
-@pytest.mark.parametrize(
-    ("task_weights", "task"), [({"conversion": 1.0, "engagement": 1.0}, 0), ({"engagement": 1.0}, 1)]
-)
-def test_the_map_is_the_regression_of_what_followed_on_histories(dataset, task_weights, task):
-    # Of full rank: what a lower one keeps is tested with the regression itself.
-    memory = _filled(dataset, task_weights, memory_dim=dataset.num_items, memory_ridge=2.0, memory_half_life_days=5.0)
-    split = dataset.split("train")
-    chosen = split.positives.task == task
+def _regressed_on(split, chosen, options):
+    """The queries with ``chosen`` positives; of overlapping windows those of the newest, and every window before."""
     rows = np.unique(split.positives.query[chosen])
-    followed = np.zeros((len(rows), dataset.num_items))
-    followed[np.searchsorted(rows, split.positives.query[chosen]), split.positives.item[chosen]] = 1
+    if options.get("training_queries") != "window":
+        return rows
+    last, stride = split.time[rows].max(), options["training_stride_days"] * MICROSECONDS_A_DAY
+    windows_back = (last - split.time[rows]) // stride
+    return rows[windows_back % (options["training_window_days"] // options["training_stride_days"]) == 0]
+
+
+@pytest.mark.parametrize(
+    ("task_weights", "task", "ridge"),
+    [({"conversion": 1.0, "engagement": 1.0}, 0, 2.0), ({"engagement": 1.0}, 1, 0.7)],
+)
+def test_the_map_is_the_regression_of_what_followed_on_histories(world, task_weights, task, ridge):
+    dataset, options = world
+    # Of full rank: what a lower one keeps is tested with the regression itself.
+    width = dataset.spec.item_ids.rows - 1
+    memory = _filled(world, task_weights, memory_dim=width, memory_ridge=ridge, memory_half_life_days=5.0)
+    split, codes = dataset.split("train"), dataset.items.id_code
+    chosen = (split.positives.task == task) & (codes[split.positives.item] > 0)
+    rows = _regressed_on(split, chosen, options)
+    kept = chosen & np.isin(split.positives.query, rows)
+    followed = np.zeros((len(rows), width))
+    followed[np.searchsorted(rows, split.positives.query[kept]), codes[split.positives.item[kept]] - 1] = 1
     histories = _histories(dataset, split, rows, 5.0)
     weights = np.maximum(followed.sum(axis=0), 1) ** -POPULARITY_POWER
     targets = followed * weights * followed.sum() / (followed * weights).sum()
-    gram = histories.T @ histories + 2.0 * np.eye(dataset.num_items)
-    expected = np.linalg.solve(gram, histories.T @ targets)
-    codes = torch.from_numpy(dataset.items.id_code)
-    found = memory.history_factors[codes] @ memory.factors[codes].T
-    known = dataset.items.id_code > 0
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found[known][:, known], expected[known][:, known], atol=0.03 * scale)
+    expected = np.linalg.solve(histories.T @ histories + ridge * np.eye(width), histories.T @ targets)
+    found = memory.history_factors[1:] @ memory.factors[1:].T
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
     assert memory.factors[0].abs().max() == memory.history_factors[0].abs().max() == 0
 
 
@@ -110,3 +126,10 @@ def test_queries_of_overlapping_windows_are_taken_once():
     assert newest_apart(time, every, apart=4, count=10).tolist() == [0, 1, 3, 4, 6, 7]
     assert newest_apart(time, every, apart=0, count=3).tolist() == [5, 6, 7]
     assert newest_apart(time, np.array([0, 2, 5]), apart=3, count=10).tolist() == [2, 5]
+
+
+def test_of_the_last_moment_with_room_any_query_may_be_taken():
+    time = np.repeat([10, 20], [50, 5])
+    taken = [newest_apart(time, np.arange(55), apart=0, count=15, seed=seed) for seed in range(5)]
+    assert all(len(rows) == 15 and set(range(50, 55)) <= set(rows.tolist()) for rows in taken)
+    assert len(set(np.concatenate(taken).tolist()) & set(range(50))) > 25
