@@ -72,6 +72,7 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
     basis = _random(y.shape[1], min(rank + OVERSAMPLING, *x.shape, y.shape[1]), seed)
     basis = _orthonormal(targets.transposed_times(targets.times(basis)))
     for _ in range(FIT_ITERATIONS):
+        # Two fits in a row would square how much weaker the last direction is than the first, beyond float32.
         fitted = _orthonormal(fit(targets.times(basis)))
         basis = _orthonormal(targets.transposed_times(fit(fitted)))
     projected = targets.times(basis)
@@ -139,15 +140,12 @@ def _leading(values: Tensor, count: int) -> Tensor:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span; what rounding leaves of a column that depends on others stays short.
+    """An orthonormal basis of the columns' span; directions lost to rounding become short vectors.
 
-    By the Gram matrix rather than QR, since LAPACK's QR of a narrow matrix crawls when cores are shared; twice, since
-    once leaves directions that are a hundred thousand times weaker than the strongest too short.
+    By the Gram matrix rather than QR: LAPACK's QR of a narrow matrix crawls when cores are shared.
     """
-    for _ in range(2):
-        squared, rotation = _squared_singular(vectors)
-        vectors = vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
-    return vectors
+    squared, rotation = _squared_singular(vectors)
+    return vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
 
 
 def _squared_singular(vectors: Tensor) -> tuple[Tensor, Tensor]:
