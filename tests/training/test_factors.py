@@ -27,7 +27,7 @@ WORLDS = {
 
 @pytest.fixture(scope="module", params=WORLDS)
 def world(request, tmp_path_factory):
-    """A data set, and how far apart in days the moments must be whose queries are regressed on."""
+    """A data set and the split options that it was built with."""
     directory, options = tmp_path_factory.mktemp("world"), WORLDS[request.param]
     data = tiny_world(directory / "data")
     tables = [pq.read_table(next(data.glob(f"{name}*"))) for name in ("events", "items", "users")]

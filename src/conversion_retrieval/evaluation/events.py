@@ -63,6 +63,11 @@ class Windows:
         """The windows cut to their last ``length`` events."""
         return replace(self, starts=np.maximum(self.starts, self.ends - length))
 
+    def blocks(self) -> list["Windows"]:
+        """All of them in order, a few thousand at a time: one block without any where there are none."""
+        starts = range(0, max(len(self), 1), BLOCK_WINDOWS)
+        return [self.rows(np.arange(start, min(start + BLOCK_WINDOWS, len(self)))) for start in starts]
+
     def positions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row, position in the log) of every event in the windows."""
         lengths = self.ends - self.starts
@@ -110,10 +115,7 @@ def recency_affinities(log: EventLog, windows: Windows, *, half_life_days: float
 
 def seen_items(log: EventLog, windows: Windows) -> ItemLists:
     """The distinct items of every window."""
-    blocks = [
-        affinities(log, windows.rows(np.arange(start, min(start + BLOCK_WINDOWS, len(windows)))))
-        for start in range(0, len(windows), BLOCK_WINDOWS)
-    ]
-    lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(block.indptr) for block in blocks)])
-    items = np.concatenate([np.empty(0, np.int32), *(block.indices for block in blocks)]).astype(np.int32)
+    blocks = [affinities(log, block) for block in windows.blocks()]
+    lengths = np.concatenate([np.diff(block.indptr) for block in blocks])
+    items = np.concatenate([block.indices for block in blocks]).astype(np.int32)
     return ItemLists(offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), items=items)

@@ -91,7 +91,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty vectors."""
-        require_at_least(self, 0, "seed")
+        require_at_least(self, 0, "seed", "memory_dim", "memory_weight")
         if self.embedding_dim <= 0 or self.feature_dim <= 0:
             raise ValueError(f"embedding sizes must be positive, found {self.embedding_dim} and {self.feature_dim}")
         if not 0 <= self.item_id_dropout < 1:
@@ -100,7 +100,6 @@ class ModelConfig:
             raise ValueError(
                 f"embedding_dim must be a multiple of history.heads, found {self.embedding_dim}, {self.history.heads}"
             )
-        require_at_least(self, 0, "memory_dim", "memory_weight")
         if self.memory_ridge <= 0 or self.memory_half_life_days <= 0:
             raise ValueError(
                 "memory_ridge and memory_half_life_days must be positive, "

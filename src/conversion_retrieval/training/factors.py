@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.evaluation.events import BLOCK_WINDOWS, EventLog, Windows, affinities
-from conversion_retrieval.evaluation.window import event_log, history_windows
+from conversion_retrieval.evaluation.events import EventLog, Windows, affinities
+from conversion_retrieval.evaluation.window import EvaluationWindow, event_log, history_windows
 from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
 from conversion_retrieval.features.config import SplitConfig
 from conversion_retrieval.features.dataset import FeatureDataset
@@ -38,8 +38,8 @@ def _fit_to_histories(memory: Memory, dataset: FeatureDataset, *, seed: int) -> 
 
     They map a history to itself as nearly as so many factors can (Eckart and Young, 1936).
     """
-    log, validation = _log_of_ids(dataset), dataset.split("validation").time
-    before = int(validation.min()) if len(validation) else int(dataset.split("train").time.max(initial=0))
+    log = _log_of_ids(dataset)
+    before = EvaluationWindow.of(dataset, "validation").start or int(dataset.split("train").time.max(initial=0))
     matrix = _histories(log, log.users_before(before), half_life_days=memory.half_life_days)
     found = item_factors(matrix, memory.factors.shape[1], seed=seed)
     say(f"memory: {found.shape[1]} factors of {matrix.nnz:,} user-item pairs")
@@ -103,10 +103,8 @@ def _log_of_ids(dataset: FeatureDataset) -> EventLog:
 
 def _histories(log: EventLog, windows: Windows, *, half_life_days: float) -> sparse.csr_array:
     """Rows as ``Memory.queries`` weighs histories: decayed log counts, scaled to length one."""
-    blocks = np.split(np.arange(len(windows)), range(BLOCK_WINDOWS, len(windows), BLOCK_WINDOWS))
-    matrix = sparse.vstack(
-        [affinities(log, windows.rows(rows), half_life_days=half_life_days) for rows in blocks]
-    ).tocsr()
+    blocks = [affinities(log, block, half_life_days=half_life_days) for block in windows.blocks()]
+    matrix = sparse.vstack(blocks).tocsr()
     np.log1p(matrix.data, out=matrix.data)
     norms = np.sqrt(np.maximum(matrix.multiply(matrix).sum(axis=1), 1e-24))
     matrix.data /= np.repeat(norms, np.diff(matrix.indptr)).astype(np.float32)
