@@ -44,8 +44,9 @@ def test_every_variant_gives_vectors_of_the_served_length_and_learns_everywhere(
     assert query_vectors.shape == (4, model.output_dim)
     assert item_vectors.shape == (NUM_ITEMS, model.output_dim)
     (query_vectors @ item_vectors.T).square().sum().backward()
-    unused = {name for name, p in model.named_parameters() if p.grad is None and "engagement" not in name}
-    assert not unused
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "engagement" not in name}
+    assert trained == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {"bias.linear.weight", "bias.linear.bias"}.isdisjoint(trained)  # fitted and frozen
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -93,6 +94,28 @@ def test_popularity_raises_the_score_for_every_query_through_a_plain_inner_produ
     gain = (query_vectors @ raised.T - query_vectors @ item_vectors.T).detach()
     # At the start every query weighs popularity by 1 in the loss's scale, the starting temperature in the cosine's.
     torch.testing.assert_close(gain, torch.full_like(gain, START_TEMPERATURE))
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "inner product"])
+def test_score_is_the_towers_by_their_share_and_popularity_whole(normalize):
+    model = make_model(SIZES, dataclasses.replace(CONFIG, normalize=normalize))
+    with torch.no_grad():
+        model.bias.linear.bias += 1.0
+    query_vectors, item_vectors = encode(model)
+    towers = query_vectors[:, :8] @ item_vectors[:, :8].T
+    popularity = query_vectors[:, 8:] @ item_vectors[:, 8:].T
+    model.tower_share.fill_(0.25)
+    found = torch.matmul(*(v if n == 0 else v.T for n, v in enumerate(encode(model))))
+    torch.testing.assert_close(found, 0.25 * towers + popularity)
+
+
+def test_towers_that_do_not_count_do_not_learn():
+    model = make_model(SIZES, CONFIG)
+    model.tower_share.zero_()
+    query_vectors, item_vectors = encode(model)
+    (query_vectors @ item_vectors.T).square().sum().backward()
+    learning = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learning == {"bias"}
 
 
 def test_unified_head_serves_all_tasks_and_multi_head_one_each():

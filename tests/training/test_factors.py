@@ -38,12 +38,14 @@ def world(request, tmp_path_factory):
     return FeatureDataset.open(dirs["features_dir"], FeatureSpec.load(dirs["spec_dir"])), split
 
 
-def _filled(world, task_weights=None, **model):
+def _filled(world, task_weights=None, *, names=("train",), before="validation", **model):
     dataset, split = world
     config = small_config(model={"memory_dim": DIM, "normalize": False, **model}, split=split)
-    examples = Examples.of(dataset.split("train"), dataset.item_advertiser, task_weights or config.losses.task_weights)
+    weights = task_weights or config.losses.task_weights
+    parts = [Examples.of(dataset.split(name), dataset.item_advertiser, weights) for name in names]
     memory = Memory(dataset.spec.item_ids.rows, config.model)
-    fill_memory(memory, dataset, examples, config)
+    memory.factors.fill_(9.0)  # nothing of an earlier fit stays
+    fill_memory(memory, dataset, parts, config, before=before)
     return memory
 
 
@@ -60,9 +62,10 @@ def _count(counts, dataset, position, time, half_life_days):
         counts[code - 1] += 2 ** (-age_days / half_life_days)
 
 
-def test_factors_span_the_leading_directions_of_what_was_known_before_validation(world):
-    memory, dataset = _filled(world, memory_fit="svd"), world[0]
-    before, events = int(dataset.split("validation").time.min()), dataset.events
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_factors_span_the_leading_directions_of_what_was_known_before_a_window(world, name):
+    memory, dataset = _filled(world, memory_fit="svd", before=name), world[0]
+    before, events = int(dataset.split(name).time.min()), dataset.events
     counts = np.zeros((dataset.num_users, dataset.spec.item_ids.rows - 1))
     for user in range(dataset.num_users):
         for position in range(events.offsets[user], events.offsets[user + 1]):
@@ -95,6 +98,23 @@ def _regressed_on(split, chosen, options):
     return rows[windows_back % (options["training_window_days"] // options["training_stride_days"]) == 0]
 
 
+def _followed(dataset, split, rows, chosen, width):
+    followed, codes = np.zeros((len(rows), width)), dataset.items.id_code
+    kept = chosen & np.isin(split.positives.query, rows)
+    followed[np.searchsorted(rows, split.positives.query[kept]), codes[split.positives.item[kept]] - 1] = 1
+    return followed
+
+
+def _assert_regression(memory, histories, followed, ridge):
+    weights = np.maximum(followed.sum(axis=0), 1) ** -POPULARITY_POWER
+    targets = followed * weights * followed.sum() / (followed * weights).sum()
+    penalised = histories.T @ histories + ridge * np.eye(followed.shape[1])
+    expected = np.linalg.solve(penalised, histories.T @ targets)
+    found = memory.history_factors[1:] @ memory.factors[1:].T
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+    assert memory.factors[0].abs().max() == memory.history_factors[0].abs().max() == 0
+
+
 @pytest.mark.parametrize(
     ("task_weights", "task", "ridge"),
     [({"conversion": 1.0, "engagement": 1.0}, 0, 2.0), ({"engagement": 1.0}, 1, 0.7)],
@@ -104,19 +124,32 @@ def test_the_map_is_the_regression_of_what_followed_on_histories(world, task_wei
     # Of full rank: what a lower one keeps is tested with the regression itself.
     width = dataset.spec.item_ids.rows - 1
     memory = _filled(world, task_weights, memory_dim=width, memory_ridge=ridge, memory_half_life_days=5.0)
-    split, codes = dataset.split("train"), dataset.items.id_code
-    chosen = (split.positives.task == task) & (codes[split.positives.item] > 0)
+    split = dataset.split("train")
+    chosen = (split.positives.task == task) & (dataset.items.id_code[split.positives.item] > 0)
     rows = _regressed_on(split, chosen, options)
-    kept = chosen & np.isin(split.positives.query, rows)
-    followed = np.zeros((len(rows), width))
-    followed[np.searchsorted(rows, split.positives.query[kept]), codes[split.positives.item[kept]] - 1] = 1
     histories = _histories(dataset, split, rows, 5.0)
-    weights = np.maximum(followed.sum(axis=0), 1) ** -POPULARITY_POWER
-    targets = followed * weights * followed.sum() / (followed * weights).sum()
-    expected = np.linalg.solve(histories.T @ histories + ridge * np.eye(width), histories.T @ targets)
-    found = memory.history_factors[1:] @ memory.factors[1:].T
-    np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
-    assert memory.factors[0].abs().max() == memory.history_factors[0].abs().max() == 0
+    _assert_regression(memory, histories, _followed(dataset, split, rows, chosen, width), ridge)
+
+
+@pytest.mark.parametrize("world", ["plain ids", "hashed ids"], indirect=True)
+def test_queries_of_several_splits_are_regressed_together(world):
+    dataset, width = world[0], world[0].spec.item_ids.rows - 1
+    memory = _filled(world, names=("train", "recent"), memory_dim=width, memory_ridge=2.0, memory_half_life_days=5.0)
+    histories, followed, later = [], [], set()
+    for name in ("recent", "train"):
+        split = dataset.split(name)
+        chosen = (split.positives.task == 0) & (dataset.items.id_code[split.positives.item] > 0)
+        # A query that is in both, with more labels in the later, counts once.
+        keys = list(zip(split.user, split.time, split.surface, split.context_item, strict=True))
+        repeated = np.array([key in later for key in keys])
+        assert repeated.any() == (name == "train")
+        chosen &= ~repeated[split.positives.query]
+        later.update(keys)
+        rows = np.unique(split.positives.query[chosen])
+        assert len(rows)
+        histories.append(_histories(dataset, split, rows, 5.0))
+        followed.append(_followed(dataset, split, rows, chosen, width))
+    _assert_regression(memory, np.concatenate(histories), np.concatenate(followed), 2.0)
 
 
 def test_queries_of_overlapping_windows_are_taken_once():

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from conversion_retrieval.config import PipelineConfig
-from conversion_retrieval.features.dataset import Split
+from conversion_retrieval.features.dataset import FeatureDataset, Split
+from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.model.memory import Memory
 from conversion_retrieval.training.checkpoint import Checkpoints
+from conversion_retrieval.training.examples import Examples
+from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.interruption import Interrupted, StopRequest
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.stage import make_trainer
-from tests.training.runs import small_config
+from tests.training.runs import built_config, small_config
 from tests.training.separable import SeparableWorld, separable_world
 
 GROUP = 10
@@ -78,6 +82,63 @@ def test_they_go_on_from_the_best_weights_at_a_share_of_the_rate():
     recent.fit()
     assert recent.position.step == 2 * trainer.steps_per_epoch
     assert {row["split"] for row in recent.position.curve} == {"recent"}
+
+
+@pytest.mark.parametrize("fit", ["reduced_rank", "svd"])
+def test_memory_is_fitted_anew_with_what_came_in(built, fit):
+    model = {"memory_dim": 8, "memory_fit": fit, "normalize": False}
+    settings = built_config(model=model, max_epochs=1)
+    dataset = FeatureDataset.open(built["features_dir"], FeatureSpec.load(built["spec_dir"]))
+    trainer = make_trainer(dataset, settings)
+    trainer.fit()
+    before = trainer.learner.model.memory.factors.clone()
+    recent = go_on(trainer, settings)
+    expected = Memory(dataset.spec.item_ids.rows, settings.model)
+    parts = (trainer.builder.examples, recent.builder.examples)
+    fill_memory(expected, dataset, parts, settings, before="test")
+    for memory in (recent.learner.model.memory, recent.average.model.memory):
+        assert torch.equal(memory.factors, expected.factors)
+    assert not torch.equal(before, expected.factors)
+
+
+def test_engagements_alone_do_not_enter_a_memory_of_conversions(built):
+    settings = built_config(model={"memory_dim": 8, "normalize": False}, max_epochs=1)
+    dataset = FeatureDataset.open(built["features_dir"], FeatureSpec.load(built["spec_dir"]))
+    trainer = make_trainer(dataset, settings)
+    trainer.fit()
+    before = trainer.learner.model.memory.factors.clone()
+    split = dataset.split("recent")
+    clicks = dataclasses.replace(split.positives, task=np.ones_like(split.positives.task))
+    engaged = Examples.of(dataclasses.replace(split, positives=clicks), dataset.item_advertiser, {"engagement": 1.0})
+    # None of the training queries counts as one that comes again.
+    engaged = dataclasses.replace(engaged, split=dataclasses.replace(engaged.split, time=engaged.split.time + 1))
+    fill_memory(
+        trainer.learner.model.memory, dataset, (trainer.builder.examples, engaged), settings, before="validation"
+    )
+    torch.testing.assert_close(trainer.learner.model.memory.factors, before)
+
+
+def test_towers_that_do_not_count_whole_take_no_steps_but_the_memory_is_fitted_anew(built):
+    settings = built_config(model={"memory_dim": 8, "normalize": False}, max_epochs=1)
+    dataset = FeatureDataset.open(built["features_dir"], FeatureSpec.load(built["spec_dir"]))
+    trainer = make_trainer(dataset, settings)
+    trainer.fit()
+    trainer.learner.model.tower_share.fill_(0.5)
+    before = {name: tensor.clone() for name, tensor in trainer.learner.model.state_dict().items()}
+    recent = go_on(trainer, settings)
+    recent.fit()
+    after = recent.learner.model.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "memory.factors",
+        "memory.history_factors",
+    }
+    assert recent.position.step == 0
+
+
+def test_where_neither_towers_nor_a_memory_would_learn_nothing_follows():
+    trainer = trained(changed_world(), config())
+    trainer.learner.model.tower_share.fill_(0.5)
+    assert go_on(trainer, config()) is None
 
 
 @pytest.mark.parametrize("stopped_after", [3, 8])

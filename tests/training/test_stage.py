@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from conversion_retrieval.contracts import open_artifact, read_manifest, write_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
@@ -22,6 +22,9 @@ from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.stage import train
 from tests.training.runs import built_config
 
+# Towers that learn in two epochs may not count whole otherwise, and would take no recent steps.
+CONFIG = built_config(tower_shares=[1.0])
+
 
 @pytest.fixture(scope="module")
 def trained(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +33,7 @@ def trained(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     train(
         **built,
         model_dir=directory / "model",
-        config=built_config(),
+        config=CONFIG,
         checkpoint_dir=directory / "checkpoints",
         log_dir=directory / "logs",
     )
@@ -61,11 +64,12 @@ def test_returned_recall_is_the_best_of_the_curve(trained):
     curve = pq.read_table(trained / "model" / "training_curve.parquet").to_pandas()
     values = curve[(curve["split"] == "validation") & (curve["metric"] == metrics["metric"])]["value"]
     assert metrics["best_value"] == values.max() > 0
+    assert metrics["tower_share"] == 1.0
 
 
 def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path):
     before = sorted((trained / "checkpoints").rglob("*"))
-    train(**built, model_dir=tmp_path / "model", config=built_config(), checkpoint_dir=trained / "checkpoints")
+    train(**built, model_dir=tmp_path / "model", config=CONFIG, checkpoint_dir=trained / "checkpoints")
     assert sorted((trained / "checkpoints").rglob("*")) == before
     weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -77,7 +81,7 @@ def test_a_finished_run_started_again_trains_no_further(trained, built, tmp_path
 def test_the_figures_of_the_recent_part_tell_its_queries_in_all_epochs(trained, built):
     recent = json.loads((trained / "model" / "metrics.json").read_text())["recent"]
     rows = pq.read_metadata(built["features_dir"] / "recent" / "queries.parquet").num_rows
-    assert recent["epochs"] == pytest.approx(built_config().training.recent_epochs)
+    assert recent["epochs"] == pytest.approx(CONFIG.training.recent_epochs)
     assert 0 < recent["queries"] / recent["epochs"] <= rows
 
 
@@ -96,7 +100,7 @@ def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, bu
         os.kill(os.getpid(), signal.SIGTERM)
         return recent_trainer(*args, **kwargs)
 
-    arguments = {**built, "config": built_config(), "checkpoint_dir": tmp_path / "checkpoints"}
+    arguments = {**built, "config": CONFIG, "checkpoint_dir": tmp_path / "checkpoints"}
     monkeypatch.setattr("conversion_retrieval.training.stage.recent_trainer", stopped)
     with pytest.raises(Interrupted):
         train(**arguments, model_dir=tmp_path / "stopped")
@@ -107,15 +111,27 @@ def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, bu
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def test_a_run_whose_towers_count_a_part_writes_the_share_and_resumes_to_the_same(built, tmp_path):
+    config = built_config(tower_shares=[0.5, 0.5], model={"memory_dim": 4})
+    arguments = {**built, "config": config, "checkpoint_dir": tmp_path / "checkpoints"}
+    values = [train(**arguments, model_dir=tmp_path / name) for name in ("first", "again")]
+    weights = [load_file(str(tmp_path / name / "weights.safetensors")) for name in ("first", "again")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert weights[0]["tower_share"] == 0.5
+    metrics = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    assert metrics["share_values"] == {"0.5": values[0]}
+    assert metrics["best_value"] == values[0] == values[1]
+    assert (metrics["tower_share"], metrics["recent"]["steps"]) == (0.5, 0)
+
+
 def test_features_of_another_release_are_refused_before_training(built, tmp_path, capsys):
     features_dir = tmp_path / "features"
     shutil.copytree(built["features_dir"], features_dir)
     shutil.rmtree(features_dir / "recent")
     write_manifest(features_dir, kind="features")
     with pytest.raises(UserError, match=r"expected the split 'recent' .* build the features again"):
-        train(
-            features_dir=features_dir, spec_dir=built["spec_dir"], model_dir=tmp_path / "model", config=built_config()
-        )
+        train(features_dir=features_dir, spec_dir=built["spec_dir"], model_dir=tmp_path / "model", config=CONFIG)
     assert "training on" not in capsys.readouterr().err
 
 
@@ -176,10 +192,19 @@ def test_weights_of_another_shape_are_refused_in_one_line(trained, tmp_path):
     assert str(caught.value).count("size mismatch") == 1
 
 
+def test_weights_of_a_release_without_a_tower_share_count_the_towers_whole(trained, tmp_path):
+    model = load_model(trained / "model").model
+    model.tower_share.fill_(0.5)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "tower_share"}
+    save_file(weights, tmp_path / "weights.safetensors")
+    load_weights(model, tmp_path / "weights.safetensors")
+    assert model.tower_share.item() == 1.0
+
+
 def test_of_missing_tensors_only_the_first_is_named(trained, tmp_path):
     model = load_model(trained / "model").model
     save_file({}, tmp_path / "weights.safetensors")
-    first, second, *_ = model.state_dict()
+    first, second, *_ = (name for name in model.state_dict() if name != "tower_share")
     with pytest.raises(CorruptArtifactError, match=f'found: Missing key.* "{first}"$') as caught:
         load_weights(model, tmp_path / "weights.safetensors")
     assert second not in str(caught.value)

@@ -1,5 +1,6 @@
 """The whole ``train`` stage in two real processes; oracle: one process with the same global batch."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.long
 
 # Masks of dropout are each process's own, so equal weights need none.
 CONFIG: PipelineConfig = built_config(
-    model={"history": {"dropout": 0.0}}, max_steps=9, checkpoint_every_steps=3, validate_every_steps=6
+    model={"history": {"dropout": 0.0}, "memory_dim": 4}, max_steps=9, checkpoint_every_steps=3, validate_every_steps=6
 )
 
 
@@ -89,7 +90,10 @@ def test_two_processes_train_the_model_of_one_with_the_whole_batch(built, alone,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model"]
     assert open_artifact(both.model_dir, kind="model").digest
     assert_same_model(both.model_dir, alone)
-    assert both.result() == max(curve(both.model_dir, "validation", "conversion/recall@10"))
+    # The shares of the towers are validated by both processes together, too.
+    best = [json.loads((path / "metrics.json").read_text())["best_value"] for path in (both.model_dir, alone)]
+    assert both.result() == best[0] == pytest.approx(best[1], abs=0.01)
+    assert both.result() >= max(curve(both.model_dir, "validation", "conversion/recall@10"))
     np.testing.assert_allclose(
         curve(both.model_dir, "validation", "conversion/recall@10"),
         curve(alone, "validation", "conversion/recall@10"),

@@ -98,8 +98,9 @@ def test_validation_leaves_the_random_state_alone():
 
 
 def test_what_users_had_before_is_gathered_once_however_often_is_validated(monkeypatch):
-    trainer, calls = make_trainer(WORLD, small_config()), []
+    calls = []
     monkeypatch.setattr(validation, "seen_items", lambda *args: calls.append(args) or seen_items(*args))
+    trainer = make_trainer(WORLD, small_config())
     first = trainer.validator.measure(trainer.learner.model)
     assert trainer.validator.measure(trainer.learner.model) == first
     assert len(calls) == len(np.unique(WORLD.split("validation").snapshot))

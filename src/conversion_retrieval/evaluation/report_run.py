@@ -39,9 +39,10 @@ def _training_facts(metrics: dict[str, Any]) -> Iterator[dict[str, str]]:
     if "best_value" in metrics:
         yield fact(f"best validation {metrics['metric']}", _best(metrics))
     if recent := metrics.get("recent"):
-        distinct = round(recent["queries"] / recent["epochs"])
-        words = f"{recent['steps']:,} steps on {distinct:,} queries (epochs: {recent['epochs']:.4g})"
-        yield fact("after that, on what came in since the training window", words)
+        yield fact("after that, on what came in since the training window", _recent(recent))
+    if "tower_share" in metrics:
+        share = metrics["tower_share"]
+        yield fact("the towers' part of the score counts", "whole" if share == 1 else f"{share:g} times, by validation")
     for key in ("epochs", "parameters", "embedding_dim", "temperature", "softmax", "precision", "device", "processes"):
         if key in metrics:
             yield fact(key, _short(metrics[key]))
@@ -51,6 +52,13 @@ def _best(metrics: dict[str, Any]) -> str:
     if metrics["best_value"] is None:
         return f"nothing to validate on; {metrics['steps']:,} steps"
     return f"{metrics['best_value']:.4f} at step {metrics['best_step']:,} of {metrics['steps']:,}"
+
+
+def _recent(recent: dict[str, Any]) -> str:
+    if not recent["steps"]:
+        return "no steps, the memory alone was fitted anew"
+    distinct = round(recent["queries"] / recent["epochs"])
+    return f"{recent['steps']:,} steps on {distinct:,} queries (epochs: {recent['epochs']:.4g})"
 
 
 def _short(value: float | str) -> str:

@@ -58,7 +58,7 @@ class HistoryConfig:
 class ModelConfig:
     """Two towers and their heads; ``embedding_dim`` is the length of the vectors that the index holds.
 
-    With ``popularity_bias`` one dimension is added: on the item side a learned function of its performance features,
+    With ``popularity_bias`` one dimension is added: on the item side a fitted function of its performance features,
     on the query side how much popularity counts for this surface and user. The score stays one inner product.
     """
 

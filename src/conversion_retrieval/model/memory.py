@@ -2,8 +2,8 @@
 
 A trained vector of a few dozen numbers cannot hold which of many thousand items a user bought again and again, yet for
 everyday purchases that is the strongest signal of all. A linear map of low rank, fitted to all of the data at once
-before training (``training.factors``), holds much of it; appended to both towers it leaves training untouched and is
-one more part of the same score.
+before training and anew after it (``training.factors``), holds much of it; appended to both towers it leaves training
+untouched and is one more part of the same score.
 """
 
 import torch

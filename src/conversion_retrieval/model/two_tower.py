@@ -54,8 +54,8 @@ def _linear(input_dim: int, output_dim: int, gain: float) -> nn.Linear:
 class PopularityBias(nn.Module):
     """One more dimension, so that a score can rise with popularity by as much as surface and user ask for.
 
-    Item side: a linear function of the performance features (see ``start``), corrected by a small network over them.
-    Query side: a positive weight, 1 in the loss's scale before training.
+    Item side: a linear function of the performance features, fitted and frozen (see ``start``), corrected by a small
+    network over them. Query side: a positive weight, 1 in the loss's scale before training.
     """
 
     def __init__(self, sizes: InputSizes, query_dim: int, *, scale: float) -> None:
@@ -69,12 +69,14 @@ class PopularityBias(nn.Module):
             output.weight.mul_(0.1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+        # Trained on, it would follow the task with the most positives, clicks as a rule, whatever validation chose.
+        self.linear.requires_grad_(False)
         nn.init.zeros_(self.query.weight)
         nn.init.constant_(self.query.bias, math.log(math.e - 1))  # softplus of this is 1
 
     @torch.no_grad()
     def start(self, weights: Tensor) -> None:
-        """Start training from these weights [F] of the performance features, in logits."""
+        """Take these weights [F] of the performance features, in logits."""
         self.linear.weight.copy_(weights.unsqueeze(0))
 
     def item(self, performance: Tensor) -> Tensor:
@@ -143,7 +145,12 @@ class TwoTower(nn.Module):
 
     The catalogue is no part of the model: callers hold it as ``EntityInputs`` (``model.inputs.item_inputs``), embed it
     once with ``embed_items`` and pass the result wherever items are looked up.
+
+    ``tower_share`` is what the towers' part of the score is multiplied by, beside popularity and memory; training
+    starts with 1, validation chooses (``training.tower_share``).
     """
+
+    tower_share: Tensor
 
     def __init__(self, sizes: InputSizes, config: ModelConfig, *, sparse: bool = False) -> None:
         super().__init__()
@@ -157,6 +164,7 @@ class TwoTower(nn.Module):
         self.bias = PopularityBias(sizes, self.query_tower.preference_dim, scale=scale) if has_bias else None
         has_memory = config.memory_dim > 0 and sizes.items.num_ids > 1
         self.memory = Memory(sizes.items.num_ids, config, scale=scale) if has_memory else None
+        self.register_buffer("tower_share", torch.ones(()))
 
     @property
     def output_dim(self) -> int:
@@ -203,7 +211,7 @@ class TwoTower(nn.Module):
         """What is trained of ``encode_queries``, for every head by its name."""
         preferences = self.query_tower.preferences(queries)
         weight = None if self.bias is None else self.bias.weight(preferences)
-        return self._finished(self.query_tower(queries, preferences, embedded), weight)
+        return self._finished(self.query_tower(queries, preferences, embedded), weight, self.tower_share)
 
     def head_of(self, task: str) -> str:
         """The name of the head that a task trains."""
@@ -214,8 +222,12 @@ class TwoTower(nn.Module):
         dim = self.config.embedding_dim
         return torch.cat([self._scaled(vectors[:, :dim]), vectors[:, dim:]], dim=1)
 
-    def _finished(self, vectors: dict[str, Tensor], bias: Tensor | None) -> dict[str, Tensor]:
+    def _finished(
+        self, vectors: dict[str, Tensor], bias: Tensor | None, share: Tensor | None = None
+    ) -> dict[str, Tensor]:
         scaled = {name: self._scaled(values) for name, values in vectors.items()}
+        if share is not None:
+            scaled = {name: values * share for name, values in scaled.items()}
         return scaled if bias is None else {name: torch.cat([v, bias.float()], dim=1) for name, v in scaled.items()}
 
     def _scaled(self, vectors: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class WeightAverage:
     """``average = d average + (1 - d) weights`` after each step, with decay d.
 
     ``model`` is a second model that holds the average. It shares with the first what is not averaged: buffers, which
-    are not trained, and sparse tables, of which a step touches only a few rows. With decay 0 both are the same.
+    are not trained, and sparse tables, of which a step touches only a few rows. With decay 0 both are the same. Frozen
+    parameters are averaged to what they are.
     """
 
     def __init__(self, model: TwoTower, decay: float) -> None:

@@ -27,6 +27,7 @@ class Position:
     """Where a run is: ``step`` steps done, the next is batch ``index`` of ``epoch``; and how validation went.
 
     ``optimizer`` is the one that was chosen at the start: a run keeps it when it goes on somewhere else.
+    ``share_values`` is what was found with each of ``tower_shares``, once training is over.
     """
 
     step: int = 0
@@ -37,6 +38,7 @@ class Position:
     best_value: float = -1.0
     best_step: int = -1
     stale_validations: int = 0
+    share_values: list[float] = field(default_factory=list)
     optimizer: str = ""
     curve: list[dict[str, Any]] = field(default_factory=list)
 

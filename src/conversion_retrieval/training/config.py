@@ -35,6 +35,11 @@ class TrainingConfig:
     # share of the learning rate, so that what is promoted knows the time up to the test window. 0 is none.
     recent_epochs: int = 3
     recent_rate_share: float = 0.3
+    # Validation chooses how strongly the fit of popularity is held to a list of new buyers, before the first step (the
+    # first of these where nothing can be validated on; see ``training.popularity``), and after the last by what the
+    # towers' part of the score is multiplied: people are few where that is not 1.
+    popularity_ridges: tuple[float, ...] = (0.1, 0.01, 1.0, 10.0)
+    tower_shares: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
     validate_every_steps: int = 0  # 0 is once an epoch
     max_validation_queries: int = 20_000  # a seeded sample of them when there are more
     checkpoint_every_steps: int = 0  # 0 is at each validation
@@ -73,6 +78,10 @@ class TrainingConfig:
                 "recent_epochs must not be negative and recent_rate_share in (0, 1], "
                 f"found {self.recent_epochs} and {self.recent_rate_share}"
             )
+        if not self.popularity_ridges or min(self.popularity_ridges) <= 0:
+            raise ValueError(f"popularity_ridges must be positive, found {self.popularity_ridges}")
+        if not self.tower_shares or min(self.tower_shares) < 0:
+            raise ValueError(f"tower_shares must not be negative, found {self.tower_shares}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), found {self.average_decay}")
         if not METRIC.fullmatch(self.early_stopping_metric):

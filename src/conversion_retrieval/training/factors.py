@@ -1,9 +1,11 @@
 """What a model's memory is filled with, as of the end of training: a linear map from histories to items."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
@@ -13,9 +15,10 @@ from conversion_retrieval.evaluation.events import EventLog, Windows, affinities
 from conversion_retrieval.evaluation.window import EvaluationWindow, event_log, history_windows
 from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
 from conversion_retrieval.features.config import SplitConfig
-from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.features.windows import DAY
 from conversion_retrieval.model.memory import Memory
+from conversion_retrieval.model.two_tower import TASKS
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.examples import Examples
 
@@ -25,49 +28,90 @@ MAX_QUERIES: Final = 20_000
 POPULARITY_POWER: Final = 0.35
 
 
-def fill_memory(memory: Memory, dataset: FeatureDataset, examples: Examples, config: PipelineConfig) -> None:
-    """Fit the map that ``config.model.memory_fit`` names; ``Memory.queries`` says what histories are mapped."""
+def fill_memory(
+    memory: Memory, dataset: FeatureDataset, parts: Sequence[Examples], config: PipelineConfig, *, before: str
+) -> None:
+    """Fit the map that ``config.model.memory_fit`` names; ``Memory.queries`` says what histories are mapped.
+
+    It is fitted to the positives of all ``parts``, or to the histories as of the start of the split called ``before``.
+    """
     if config.model.memory_fit == "svd":
-        _fit_to_histories(memory, dataset, seed=config.model.seed)
+        last = max(int(examples.split.time.max(initial=0)) for examples in parts)
+        before_time = EvaluationWindow.of(dataset, before).start or last
+        _fit_to_histories(memory, dataset, before_time, seed=config.model.seed)
     else:
-        _fit_to_positives(memory, dataset, examples, config)
+        _fit_to_positives(memory, dataset, parts, config)
 
 
-def _fit_to_histories(memory: Memory, dataset: FeatureDataset, *, seed: int) -> None:
-    """The leading factors of what all users had before the validation window, on both sides.
+def _fit_to_histories(memory: Memory, dataset: FeatureDataset, before: int, *, seed: int) -> None:
+    """The leading factors of what all users had before a time, on both sides.
 
     They map a history to itself as nearly as so many factors can (Eckart and Young, 1936).
     """
     log = _log_of_ids(dataset)
-    before = EvaluationWindow.of(dataset, "validation").start or int(dataset.split("train").time.max(initial=0))
     matrix = _histories(log, log.users_before(before), half_life_days=memory.half_life_days)
     found = item_factors(matrix, memory.factors.shape[1], seed=seed)
     say(f"memory: {found.shape[1]} factors of {matrix.nnz:,} user-item pairs")
     _store(found, memory.factors)
 
 
-def _fit_to_positives(memory: Memory, dataset: FeatureDataset, examples: Examples, config: PipelineConfig) -> None:
-    """The positives of the newest training queries regressed on their histories; conversions if there are any."""
-    split, positives = examples.split, examples.positives
-    code = dataset.items.id_code[positives.item]
-    chosen = positives.aimed_at & (code > 0)
-    query, target = positives.query[chosen], code[chosen] - 1
-    rows = newest_apart(
-        split.time, np.unique(query), apart=_label_span(config.split), count=MAX_QUERIES, seed=config.model.seed
+def _fit_to_positives(
+    memory: Memory, dataset: FeatureDataset, parts: Sequence[Examples], config: PipelineConfig
+) -> None:
+    """The positives of the newest queries regressed on their histories; conversions if there are any."""
+    log, width = _log_of_ids(dataset), dataset.spec.history_length
+    task = min(int(examples.positives.task.min(initial=len(TASKS))) for examples in parts)
+    cells = [
+        _positive_cells(examples, dataset, task, repeated=_repeated(examples.split, [p.split for p in parts[n + 1 :]]))
+        for n, examples in enumerate(parts)
+    ]
+    starts = np.cumsum([0, *(len(examples.split) for examples in parts)])
+    newest = newest_apart(
+        np.concatenate([examples.split.time for examples in parts]),
+        np.concatenate([np.unique(query) + start for (query, _), start in zip(cells, starts[:-1], strict=True)]),
+        apart=_label_span(config.split),
+        count=MAX_QUERIES,
+        seed=config.model.seed,
     )
-    kept = np.isin(query, rows)
-    log = _log_of_ids(dataset)
-    windows = history_windows(log, split).rows(rows).newest(dataset.spec.history_length)
+    histories, rows, targets = [], [], []
+    for number, (examples, (query, target)) in enumerate(zip(parts, cells, strict=True)):
+        low, high = np.searchsorted(newest, starts[number : number + 2])
+        chosen = newest[low:high] - starts[number]
+        windows = history_windows(log, examples.split).rows(chosen).newest(width)
+        histories.append(_histories(log, windows, half_life_days=memory.half_life_days))
+        kept = np.isin(query, chosen)
+        rows.append(low + np.searchsorted(chosen, query[kept]))
+        targets.append(target[kept])
     found = reduced_rank_ridge(
-        _histories(log, windows, half_life_days=memory.half_life_days),
-        _targets((np.searchsorted(rows, query[kept]), target[kept]), (len(rows), log.num_items)),
+        sparse.vstack(histories).tocsr(),
+        _targets((np.concatenate(rows), np.concatenate(targets)), (len(newest), log.num_items)),
         rank=memory.factors.shape[1],
         ridge=config.model.memory_ridge,
         seed=config.model.seed,
     )
-    say(f"memory: a map of rank {found.outputs.shape[1]} from {len(rows):,} histories to what followed them")
+    say(f"memory: a map of rank {found.outputs.shape[1]} from {len(newest):,} histories to what followed them")
     _store(found.outputs, memory.factors)
     _store(found.inputs, memory.history_factors)
+
+
+def _positive_cells(
+    examples: Examples, dataset: FeatureDataset, task: int, *, repeated: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(query, id code less 1) of each positive of the task, but for ``repeated`` [Q] queries."""
+    positives, query = examples.positives, examples.positives.query
+    code = dataset.items.id_code[positives.item]
+    chosen = (positives.task == task) & (code > 0) & ~repeated[query]
+    return query[chosen], code[chosen] - 1
+
+
+def _repeated(split: Split, later: Sequence[Split]) -> NDArray[np.bool_]:
+    """Which queries a later split has again, with the labels that came in late beside the earlier ones, [Q]."""
+    names = ("user", "time", "surface", "context_item")
+    keys = [pd.MultiIndex.from_arrays([getattr(s, name) for name in names]) for s in (split, *later)]
+    found = np.zeros(len(split), bool)
+    for others in keys[1:]:
+        found |= keys[0].isin(others)
+    return found
 
 
 def newest_apart(
@@ -124,4 +168,5 @@ def _targets(cells: tuple[NDArray[np.int64], NDArray[np.int64]], shape: tuple[in
 
 def _store(found: NDArray[np.float32], factors: torch.Tensor) -> None:
     """Fewer factors than asked for leave zeros, as does the unknown id."""
+    factors.zero_()
     factors[1:, : found.shape[1]] = torch.from_numpy(found)

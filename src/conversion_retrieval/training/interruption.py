@@ -1,6 +1,6 @@
 """SIGTERM ends a run between two steps, or in the middle of a validation: the loop saves, the next run resumes.
 
-Before the first step and after the last validation there is nothing to save, and the process ends as any other.
+Before the first step there is nothing to save, and the process ends as any other.
 """
 
 import signal

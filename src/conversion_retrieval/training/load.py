@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from conversion_retrieval.model.two_tower import SERVED_HEAD, TwoTower, make_mod
 from conversion_retrieval.recorded_config import recorded_config
 from conversion_retrieval.training.devices import choose_device
 
+# What weights of earlier releases lack: they counted their towers whole.
+WEIGHTS_BEFORE: Final = {"tower_share": torch.ones(())}
 # What a block takes beside its vectors should stay below a training step's activations.
 ITEM_BLOCK = 16_384
 QUERY_BLOCK = 1_024
@@ -137,7 +140,7 @@ def load_model(model_dir: Path | str, *, device: str = "auto") -> LoadedModel:
 def load_weights(model: TwoTower, path: Path) -> None:
     """Fill the model; ``CorruptArtifactError`` where the file lacks a tensor or holds one of another shape."""
     try:
-        model.load_state_dict(load_file(str(path)))
+        model.load_state_dict(WEIGHTS_BEFORE | load_file(str(path)))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = f"expected weights of the configured model at {path}, found: {_first_fault(error)}"
         raise CorruptArtifactError(reason) from None

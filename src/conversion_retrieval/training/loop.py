@@ -62,7 +62,7 @@ class Trainer:
             with stop_on_sigterm() as own:
                 return self.fit(own)
         if any_process(stop.received, self.learner.device):
-            self._leave()
+            self.leave()
         with meter(self.name, total=self._queries_to_come, unit="queries") as progress:
             self._finish_validation(stop)
             for batch in self._batches():
@@ -148,15 +148,16 @@ class Trainer:
         if stopping or self._checkpoint_is_due(validated=validated):
             self.save()
         if stopping:
-            self._leave()
+            self.leave()
 
     def _finish_validation(self, stop: StopRequest) -> None:
         """A run stopped between a step and the end of its validation owes it."""
         owed = self.position.step and self._validation_is_due and self.position.validated_step < self.position.step
         if owed and not self._validate(stop):
-            self._leave()
+            self.leave()
 
-    def _leave(self) -> NoReturn:
+    def leave(self) -> NoReturn:
+        """End the run after SIGTERM: ``Interrupted``."""
         say(f"stopped by SIGTERM after step {self.position.step}; checkpoint: {self.last_checkpoint}")
         raise Interrupted
 

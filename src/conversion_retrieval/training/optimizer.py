@@ -79,9 +79,10 @@ class Optimizer:
 
 
 def make_optimizer(modules: Iterable[tuple[str, nn.Module]], config: TrainingConfig, total_steps: int) -> Optimizer:
-    """The optimiser of named modules' parameters."""
+    """The optimiser of named modules' parameters, but for frozen ones."""
     modules = list(modules)
-    parameters = {f"{owner}.{name}": p for owner, module in modules for name, p in module.named_parameters()}
+    named = ((f"{owner}.{name}", p) for owner, module in modules for name, p in module.named_parameters())
+    parameters = {name: p for name, p in named if p.requires_grad}
     tables = {id(m.weight): m for _, module in modules for m in module.modules() if isinstance(m, nn.Embedding)}
     sparse = [p for p in parameters.values() if id(p) in tables and tables[id(p)].sparse]
     return Optimizer(

@@ -1,10 +1,14 @@
-"""Where the popularity bias starts: the best linear score of items that knows nothing of the query.
+"""The fitted part of popularity: the best linear score of items that knows nothing of the query.
 
 It is a conditional logit model (McFadden, 1974) of the conversions trained on (of the engagements where there are
 none): at each snapshot the chosen items against all others, by their performance features. Which counts and half-lives
 tell most differs from data set to data set by more than a short training can find out.
+
+Weights are held to those of a list by new buyers, since a small log tells less about thirty columns than is known
+beforehand, and early snapshots know fewer conversions than later ones. How strongly, the validation window says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,16 +19,17 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from conversion_retrieval.features.dataset import FeatureDataset
-from conversion_retrieval.model.two_tower import PopularityBias
+from conversion_retrieval.features.performance import KIND_NAMES, NEW_BUYERS
+from conversion_retrieval.features.spec import Statistic
+from conversion_retrieval.model.two_tower import TwoTower
+from conversion_retrieval.progress import say
 from conversion_retrieval.training.examples import Examples
+from conversion_retrieval.training.validation import Validator
 
 Floats = NDArray[np.float64]
 
 MAX_SNAPSHOTS: Final = 8
 MAX_ITEMS: Final = 50_000  # a snapshot: all that were chosen, and a sample of the rest
-# Of half the squared weights, the loss being the mean over conversions and the features of unit variance. Many of the
-# features are nearly the same count, whose weights would otherwise be large and of both signs.
-RIDGE: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +41,68 @@ class Choices:
     offsets: Floats
 
 
-def start_popularity(bias: PopularityBias, dataset: FeatureDataset, examples: Examples, *, seed: int) -> None:
-    """Fit to the conversions that are trained on, or to the engagements where no conversions are."""
+def fit_popularity(
+    dataset: FeatureDataset, examples: Examples, ridges: Sequence[float], *, seed: int
+) -> NDArray[np.float32]:
+    """Weights [R, F] for each ridge, fitted to the conversions trained on, or the engagements where there are none."""
     choices = _choices(dataset, examples, np.random.default_rng(seed))
-    weights = conditional_logit(choices, len(dataset.spec.item_performance))
-    bias.start(torch.from_numpy(weights))
+    prior = prior_weights(dataset.spec.item_performance)
+    return np.stack([conditional_logit(choices, prior, ridge=ridge) for ridge in ridges])
 
 
-def conditional_logit(choices: list[Choices], width: int, *, ridge: float = RIDGE) -> NDArray[np.float32]:
-    """Weights w [F] that minimise the mean of ``log sum_j exp(w x_j + offset_j) - w x_i`` over the choices i."""
+def choose_popularity(model: TwoTower, fits: torch.Tensor, ridges: Sequence[float], validator: Validator) -> None:
+    """Give the model that fit of ``fits`` [R, F] with which, beside its memory and without towers, it finds most.
+
+    The first where there is nothing to validate on. All processes call this together.
+    """
+    assert model.bias is not None
+    model.bias.start(fits[0])
+    if len(ridges) == 1 or not validator.can_measure:
+        return
+    share, found = model.tower_share.clone(), []
+    model.tower_share.zero_()
+    for weights in fits:
+        model.bias.start(weights)
+        values = validator.measure(model)
+        assert values is not None  # nobody asked to stop
+        found.append(values[validator.metric])
+    model.tower_share.copy_(share)
+    best = int(np.argmax(found))
+    model.bias.start(fits[best])
+    listed = ", ".join(f"{ridge:g} {value:.4f}" for ridge, value in zip(ridges, found, strict=True))
+    say(f"popularity: {validator.metric} before training by ridge: {listed}; kept {ridges[best]:g}")
+
+
+def prior_weights(statistics: Sequence[Statistic]) -> Floats:
+    """Weights [F] of normalised columns that score an item by the log of its new buyers, of the longest half-life.
+
+    Nothing but zeros where conversions are not among the columns.
+    """
+    weights = np.zeros(len(statistics))
+    start = f"{KIND_NAMES[NEW_BUYERS]}_decayed_"
+    half_lives = {
+        n: float(s.name.removeprefix(start)[:-1]) for n, s in enumerate(statistics) if s.name.startswith(start)
+    }
+    if half_lives:
+        longest = max(half_lives, key=lambda n: half_lives[n])
+        weights[longest] = statistics[longest].std
+    return weights
+
+
+def conditional_logit(choices: list[Choices], prior: Floats, *, ridge: float) -> NDArray[np.float32]:
+    """Weights w [F] that minimise the mean of ``log sum_j exp(w x_j + offset_j) - w x_i`` over the choices i, plus
+    ``ridge / 2`` times their squared distance from ``prior`` [F].
+
+    The features are of unit variance; many are nearly the same count, whose weights would otherwise be large and of
+    both signs.
+    """
     total = sum(float(c.counts.sum()) for c in choices)
     if not total:
-        return np.zeros(width, np.float32)
+        return prior.astype(np.float32)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
-        value, gradient = ridge * weights @ weights / 2, ridge * weights
+        away = weights - prior
+        value, gradient = ridge * away @ away / 2, ridge * away
         for choice in choices:
             scores = choice.features @ weights.astype(np.float32)
             log_z = logsumexp(scores + choice.offsets)
@@ -60,7 +112,7 @@ def conditional_logit(choices: list[Choices], width: int, *, ridge: float = RIDG
             gradient = gradient + (expected - choice.counts / total).astype(np.float32) @ choice.features
         return float(value), gradient
 
-    found = minimize(loss, np.zeros(width), jac=True, method="L-BFGS-B", options={"maxiter": 50})
+    found = minimize(loss, prior, jac=True, method="L-BFGS-B", options={"maxiter": 50})
     return np.asarray(found.x, np.float32)
 
 

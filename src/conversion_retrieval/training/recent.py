@@ -2,7 +2,9 @@
 
 Early stopping must be judged on labels that no step has seen. Once it is over, they are the newest labels there are,
 and a model that never learns from them is promoted two windows old. Going on from the best weights for a few epochs
-costs a fraction of a training that starts anew with them, and finds nearly as much (docs/experiments.md).
+costs a fraction of a training that starts anew with them, and finds nearly as much (docs/experiments.md). The memory,
+which no step learns, is fitted anew. Towers that do not count whole have shown that steps do them no good: they take
+none that nothing validates.
 """
 
 import math
@@ -16,7 +18,9 @@ from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.checkpoint import Checkpoints, Position
 from conversion_retrieval.training.config import TrainingConfig
+from conversion_retrieval.training.distributed import copy_from_first
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
+from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.optimizer import make_optimizer
 from conversion_retrieval.training.recorder import Recorder
@@ -29,7 +33,8 @@ def recent_trainer(
 ) -> Trainer | None:
     """What goes on from the weights in the model of ``trainer``, which has come to its end, without validations.
 
-    Its checkpoints and events lie below those of ``trainer``. None where nothing recent is to be learned.
+    Its checkpoints and events lie below those of ``trainer``. It takes no step where the towers do not count whole or
+    ``max_steps`` are taken already. None where nothing recent is to be learned.
     """
     dataset, before = trainer.builder.dataset, trainer.builder.examples
     if not config.training.recent_epochs:
@@ -42,12 +47,14 @@ def recent_trainer(
         return None
     examples = Examples(split, positives, dataset.item_advertiser, before)
     taken, limit = trainer.position.step, config.training.max_steps
-    if limit and taken >= limit:
-        return None
     batches = num_batches(examples, config.training.batch_size)
-    training = _shortened(config.training, batches, max_steps=limit and limit - taken)
-    steps = total_steps(training, batches)
+    training = _shortened(config.training, batches, max_steps=limit and max(limit - taken, 0))
     learner, checkpoints = trainer.learner, checkpoints.below(RECENT) if checkpoints else None
+    takes_steps = learner.model.tower_share >= 1 and not (limit and taken >= limit)
+    if not takes_steps and learner.model.memory is None:
+        say("no step is taken on what came in since the end of the training window")
+        return None
+    steps = total_steps(training, batches) if takes_steps else 0
     found = checkpoints.latest() if checkpoints else None
     position = found.position if found else Position(optimizer=trainer.position.optimizer)
     events = Path(log_dir) / RECENT if log_dir and learner.shard.rank == 0 else None
@@ -67,6 +74,13 @@ def recent_trainer(
     )
     if found:
         recent.restore(found)
+    elif learner.model.memory is not None:
+        if learner.shard.rank == 0:
+            fill_memory(learner.model.memory, dataset, (before, examples), config, before="test")
+        copy_from_first(learner.model.memory.buffers(), learner.shard)
+    if not steps:
+        say("no step is taken on what came in since the end of the training window: the memory alone learns from it")
+        return recent
     say(f"going on with {examples.num_queries:,} queries since the end of the training window, {steps:,} steps")
     return recent
 

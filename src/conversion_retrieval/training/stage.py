@@ -32,11 +32,12 @@ from conversion_retrieval.training.interruption import StopRequest, stop_on_sigt
 from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import Footprint, MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
-from conversion_retrieval.training.popularity import start_popularity
+from conversion_retrieval.training.popularity import choose_popularity, fit_popularity
 from conversion_retrieval.training.recent import recent_trainer
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.step import Learner
+from conversion_retrieval.training.tower_share import choose_tower_share
 from conversion_retrieval.training.validation import Validator
 
 
@@ -51,7 +52,8 @@ def train(
 ) -> float:
     """Train on the train split, stop on the validation split, go on with what is recent, write the model.
 
-    Returns the recall that stopped it, of the weights before they learned from the time of the validation split. With
+    Returns the recall that its weights and the towers' share were chosen by, before they learned from the time of the
+    validation split. With
     a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all processes call this with the
     same arguments and the first writes. Raises ``UserError`` for data without positives, ``DivergedError`` for a loss
     that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
@@ -77,8 +79,9 @@ def train(
             footprint = trainer.footprint()
             if footprint and shard.rank == 0:
                 say(str(footprint))
-            metrics = _metrics(trainer, footprint, seconds, queries=trainer.position.queries - done)
-            curve, best = trainer.position.curve, trainer.position.best_value
+            best = choose_tower_share(trainer, stop)
+            metrics = _metrics(trainer, footprint, seconds, best, queries=trainer.position.queries - done)
+            curve = trainer.position.curve
             recent = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir)
             if recent is not None:
                 trainer = recent  # the first one's moments and averages are free to go
@@ -142,13 +145,17 @@ def make_trainer(
         table_rows=id_table_rows(sizes.items.num_ids, config.model),
     )
     learner = _learner(sizes, config, steps, device, shard, sparse=position.optimizer == "adamw_sparse")
+    validator = _validator(dataset, config, builder.catalogue, shard)
     if found is None:
-        _start(learner.model, builder, config)
+        _start(learner.model, builder, validator, config)
+    if compiles(config.training, learner.device):  # now: what validates the start would be compiled for its shapes
+        learner.model.query_tower.body.compile()
+        learner.model.item_tower.body.compile()
     trainer = Trainer(
         learner=learner,
         average=WeightAverage(learner.model, config.training.average_decay),
         builder=builder,
-        validator=_validator(dataset, config, builder.catalogue, shard),
+        validator=validator,
         recorder=Recorder(position.curve, Path(str(log_dir)) if writes else None, first_step=position.step),
         checkpoints=checkpoints,
         config=config.training,
@@ -161,14 +168,17 @@ def make_trainer(
     return trainer
 
 
-def _start(model: TwoTower, builder: BatchBuilder, config: PipelineConfig) -> None:
+def _start(model: TwoTower, builder: BatchBuilder, validator: Validator, config: PipelineConfig) -> None:
     """Fill in what is computed from the data rather than learned step by step; the first process does it for all."""
-    dataset, shard = builder.dataset, builder.shard
+    dataset, shard, ridges = builder.dataset, builder.shard, config.training.popularity_ridges
+    fits = torch.zeros(len(ridges), len(dataset.spec.item_performance), device=builder.device)
     if shard.rank == 0 and model.bias is not None:
-        start_popularity(model.bias, dataset, builder.examples, seed=config.model.seed)
+        fits.copy_(torch.from_numpy(fit_popularity(dataset, builder.examples, ridges, seed=config.model.seed)))
     if shard.rank == 0 and model.memory is not None:
-        fill_memory(model.memory, dataset, builder.examples, config)
-    copy_from_first((*model.parameters(), *model.buffers()), shard)
+        fill_memory(model.memory, dataset, (builder.examples,), config, before="validation")
+    copy_from_first((*model.parameters(), *model.buffers(), fits), shard)
+    if model.bias is not None:
+        choose_popularity(model, fits, ridges, validator)
 
 
 def _batch_builder(dataset: FeatureDataset, config: PipelineConfig, device: torch.device, shard: Shard) -> BatchBuilder:
@@ -197,9 +207,6 @@ def _learner(
     prepare_backend(device, bf16=bf16)
     model = make_model(sizes, config.model, sparse=sparse).to(device)
     objective = Objective(config.losses, normalize=config.model.normalize).to(device)
-    if compiles(config.training, device):
-        model.query_tower.body.compile()
-        model.item_tower.body.compile()
     return Learner(
         model=model,
         objective=objective,
@@ -249,13 +256,20 @@ def _write(
     write_json(directory / "metrics.json", metrics)
 
 
-def _metrics(trainer: Trainer, footprint: Footprint | None, seconds: float, *, queries: int) -> dict[str, object]:
-    """What is to be said about a training whose last ``queries`` took ``seconds``."""
+def _metrics(
+    trainer: Trainer, footprint: Footprint | None, seconds: float, best: float, *, queries: int
+) -> dict[str, object]:
+    """What is to be said about a training that found ``best`` and whose last ``queries`` took ``seconds``."""
     position, learner = trainer.position, trainer.learner
     return {
         "metric": trainer.validator.metric if trainer.validator is not None else None,
-        "best_value": position.best_value if position.best_step >= 0 else None,
+        "best_value": best if position.best_step >= 0 else None,
         "best_step": position.best_step,
+        "tower_share": round(float(learner.model.tower_share), 6),  # 0.7 is kept in float32
+        "share_values": {
+            f"{share:g}": value
+            for share, value in zip(trainer.config.tower_shares, position.share_values, strict=False)
+        },
         "steps": position.step,
         "epochs": position.queries / trainer.builder.examples.num_queries,
         "seconds": round(seconds, 3),
