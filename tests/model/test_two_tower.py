@@ -37,6 +37,11 @@ def encode(model: TwoTower, inputs: QueryInputs | None = None, **options: str) -
     return query_vectors, item_vectors
 
 
+def score(model: TwoTower) -> torch.Tensor:
+    query_vectors, item_vectors = encode(model)
+    return query_vectors @ item_vectors.T
+
+
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_gives_vectors_of_the_served_length_and_learns_everywhere(config):
     model = make_model(SIZES, config)
@@ -87,35 +92,32 @@ def test_normalised_vectors_have_length_one_before_the_bias_dimension():
 
 def test_popularity_raises_the_score_for_every_query_through_a_plain_inner_product():
     model = make_model(SIZES, CONFIG)
-    query_vectors, item_vectors = encode(model)
+    before = score(model)
     with torch.no_grad():
         model.bias.linear.bias += 1.0
-    raised = encode(model)[1]
-    gain = (query_vectors @ raised.T - query_vectors @ item_vectors.T).detach()
+    gain = (score(model) - before).detach()
     # At the start every query weighs popularity by 1 in the loss's scale, the starting temperature in the cosine's.
     torch.testing.assert_close(gain, torch.full_like(gain, START_TEMPERATURE))
 
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "inner product"])
-def test_score_is_the_towers_by_their_share_and_popularity_whole(normalize):
+def test_what_steps_learn_counts_by_its_share_and_fitted_popularity_whole(normalize):
     model = make_model(SIZES, dataclasses.replace(CONFIG, normalize=normalize))
     with torch.no_grad():
-        model.bias.linear.bias += 1.0
-    query_vectors, item_vectors = encode(model)
-    towers = query_vectors[:, :8] @ item_vectors[:, :8].T
-    popularity = query_vectors[:, 8:] @ item_vectors[:, 8:].T
-    model.tower_share.fill_(0.25)
-    found = torch.matmul(*(v if n == 0 else v.T for n, v in enumerate(encode(model))))
-    torch.testing.assert_close(found, 0.25 * towers + popularity)
+        model.bias.linear.weight += 1.0  # before training every query weighs it by 1 in the loss's scale
+        fitted = performance().sum(dim=1) * (START_TEMPERATURE if normalize else 1.0)
+        whole = score(model)
+        model.tower_share.fill_(0.25)
+        torch.testing.assert_close(score(model), 0.25 * whole + 0.75 * fitted)
 
 
-def test_towers_that_do_not_count_do_not_learn():
+def test_what_does_not_count_does_not_learn():
     model = make_model(SIZES, CONFIG)
+    model.bias.start(torch.ones(SIZES.item_performance))
     model.tower_share.zero_()
-    query_vectors, item_vectors = encode(model)
-    (query_vectors @ item_vectors.T).square().sum().backward()
-    learning = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert learning == {"bias"}
+    score(model).square().sum().backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learning == {"bias.query.weight", "bias.query.bias"}
 
 
 def test_unified_head_serves_all_tasks_and_multi_head_one_each():

@@ -30,7 +30,16 @@ def test_only_the_newest_are_kept_each_under_an_id_of_its_own(tmp_path):
     for step in (2, 9, 10, 10):
         checkpoints.save(checkpoint(step))
     names = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir())
-    assert names == ["step-000000010", "step-000000010"]
+    assert names == ["step-000000009", "step-000000010"]
+
+
+def test_a_checkpoint_replaces_those_of_its_step_whatever_their_ids_and_the_clock_say(tmp_path):
+    checkpoints, state = store(tmp_path), checkpoint(5)
+    for value in range(8):  # by name, or by time in seconds, an earlier one would be taken sooner or later
+        state.position.share_values = [float(value)]
+        newest = checkpoints.save(state)
+        assert checkpoints.latest().position.share_values == [float(value)]
+        assert list(tmp_path.iterdir()) == [newest]
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):

@@ -79,9 +79,9 @@ class PopularityBias(nn.Module):
         """Take these weights [F] of the performance features, in logits."""
         self.linear.weight.copy_(weights.unsqueeze(0))
 
-    def item(self, performance: Tensor) -> Tensor:
-        """The items' dimension, [M, 1]."""
-        popularity: Tensor = self.linear(performance) + self.correction(performance)
+    def item(self, performance: Tensor, share: Tensor) -> Tensor:
+        """The items' dimension, [M, 1]; ``share`` is what the correction counts."""
+        popularity: Tensor = self.linear(performance) + share * self.correction(performance)
         return popularity
 
     def weight(self, preferences: Tensor) -> Tensor:
@@ -146,8 +146,8 @@ class TwoTower(nn.Module):
     The catalogue is no part of the model: callers hold it as ``EntityInputs`` (``model.inputs.item_inputs``), embed it
     once with ``embed_items`` and pass the result wherever items are looked up.
 
-    ``tower_share`` is what the towers' part of the score is multiplied by, beside popularity and memory; training
-    starts with 1, validation chooses (``training.tower_share``).
+    ``tower_share`` is what the towers' part of the score and the correction of popularity are multiplied by, beside
+    the fitted popularity and memory; training starts with 1, validation chooses (``training.tower_share``).
     """
 
     tower_share: Tensor
@@ -204,7 +204,7 @@ class TwoTower(nn.Module):
     ) -> dict[str, Tensor]:
         """What is trained of ``encode_items``, for every head by its name; the memory is frozen and left out."""
         embedded = self.embed_items(items) if embedded is None else embedded
-        bias = None if self.bias is None else self.bias.item(performance)
+        bias = None if self.bias is None else self.bias.item(performance, self.tower_share)
         return self._finished(self.item_tower(items, performance, embedded), bias)
 
     def query_vectors(self, queries: QueryInputs, embedded: Tensor) -> dict[str, Tensor]:

@@ -72,12 +72,15 @@ class Checkpoints:
         return replace(self, directory=self.directory / name)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a new checkpoint, its manifest last, then remove the oldest beyond ``keep``."""
+        """Write a new checkpoint, its manifest last, then remove others of its step and the oldest beyond ``keep``."""
+        superseded = set(self.directory.glob(f"step-{checkpoint.position.step:09d}-*"))
         path = self.directory / f"step-{checkpoint.position.step:09d}-{uuid.uuid4().hex[:8]}"
         with new_artifact(path, kind=KIND, inputs={"run": self.fingerprint}) as working_dir:
             contiguous = {key: t.detach().contiguous().cpu() for key, t in checkpoint.tensors.items()}
             save_file(contiguous, str(working_dir / TENSORS_FILE))
             write_json(working_dir / STATE_FILE, asdict(checkpoint.position))
+        for old in superseded:
+            shutil.rmtree(old, ignore_errors=True)
         for old in self.paths()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
         return path

@@ -37,7 +37,7 @@ class TrainingConfig:
     recent_rate_share: float = 0.3
     # Validation chooses how strongly the fit of popularity is held to a list of new buyers, before the first step (the
     # first of these where nothing can be validated on; see ``training.popularity``), and after the last by what the
-    # towers' part of the score is multiplied: people are few where that is not 1.
+    # part of the score that steps learned is multiplied (see ``training.tower_share``).
     popularity_ridges: tuple[float, ...] = (0.1, 0.01, 1.0, 10.0)
     tower_shares: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
     validate_every_steps: int = 0  # 0 is once an epoch

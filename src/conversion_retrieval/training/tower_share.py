@@ -2,7 +2,8 @@
 
 Towers that learned from a few hundred users rank by noise as well as by what they know, and the score adds it to parts
 that were fitted with few degrees of freedom. A linear blend of rankers whose weights are chosen on held-out data is the
-usual answer; here one weight is free, since the others have theirs already.
+usual answer; here one weight is free, since the others have theirs already. What steps learned of popularity counts
+with the towers, so that a share of 0 is the fitted start.
 """
 
 from conversion_retrieval.progress import say
