@@ -140,7 +140,8 @@ TRAINING = {
     "best_step": 30,
     "steps": 1234,
     "epochs": 2.5,
-    "tower_share": 0.7,
+    "tower_share": 0.5,
+    "share_values": {"1": 0.4321, "0.5": 0.4444},
     "recent": {"queries": 2010, "epochs": 3.0, "steps": 18, "seconds": 3.5},
 }
 VALIDATION = {
@@ -321,11 +322,11 @@ def test_a_training_without_anything_to_validate_on_has_its_page(run, tmp_path):
 
 def test_a_training_whose_towers_took_no_recent_steps_says_so(run, tmp_path):
     shutil.copytree(run["model_dir"], tmp_path / "model")
-    stopped = TRAINING | {"tower_share": 0.25, "recent": {"queries": 0, "epochs": 0.0, "steps": 0, "seconds": 1.0}}
+    stopped = TRAINING | {"recent": {"queries": 0, "epochs": 0.0, "steps": 0, "memory_fitted": True, "seconds": 1.0}}
     (tmp_path / "model/metrics.json").write_text(json.dumps(stopped))
     write_report(**run | {"model_dir": tmp_path / "model"}, page_path=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "0.25 times, by validation" in text
+    assert "0.5 times: conversion/recall@100 0.4444 on validation, the most of 1, 0.5 times" in text
     assert "the memory alone was fitted anew" in text
 
 

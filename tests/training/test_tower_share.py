@@ -1,6 +1,7 @@
 """How much of the towers is believed: what validation finds with each share."""
 
 import pytest
+import torch
 
 from conversion_retrieval.training.checkpoint import Checkpoints
 from conversion_retrieval.training.interruption import Interrupted, StopRequest
@@ -16,11 +17,13 @@ class Judge:
     """A validator that finds ``values`` by the towers' share; None stands for a request to stop."""
 
     metric = "conversion/recall@10"
+    can_measure = True
 
     def __init__(self, values):
         self.values = values
 
     def measure(self, model, _stop):
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "tower_share"}
         value = self.values[round(float(model.tower_share), 2)]
         return None if value is None else {self.metric: value}
 
@@ -48,6 +51,16 @@ def test_the_share_that_finds_most_is_kept(values, share, value):
     assert choose_tower_share(trainer, StopRequest()) == value
     assert float(trainer.learner.model.tower_share) == share
     assert trainer.position.share_values == [0.2, *values.values()]
+
+
+def test_shares_are_measured_with_the_best_weights_and_not_with_the_last():
+    trainer = make_trainer(WORLD, small_config())
+    trainer.validator = Judge({1.0: 0.5, 0.5: 0.1, 0.25: 0.1, 0.0: 0.1})
+    trainer.fit()  # finds no more after its first validation
+    assert 0 <= trainer.position.best_step < trainer.position.step
+    choose_tower_share(trainer, StopRequest())
+    best = {name: trainer.best[name] for name in trainer.validator.weights}
+    torch.testing.assert_close(trainer.validator.weights, best, rtol=0, atol=0)
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_share_that_was_chosen(tmp_path):
@@ -89,8 +102,13 @@ def test_towers_count_whole_where_no_choice_is_to_be_made(changes, validated):
     assert float(trainer.learner.model.tower_share) == 1.0
 
 
-def test_a_request_to_stop_ends_the_run_between_the_shares():
-    trainer = finished()
-    trainer.validator = Judge({0.5: None})
+def test_a_request_to_stop_ends_the_run_between_the_shares_and_none_is_measured_twice(tmp_path):
+    checkpoints = Checkpoints(directory=tmp_path, fingerprint="run", keep=1)
+    trainer = finished(checkpoints=checkpoints)
+    trainer.validator = Judge({0.5: 0.3, 0.25: None})
     with pytest.raises(Interrupted):
         choose_tower_share(trainer, StopRequest())
+    again = make_trainer(WORLD, small_config(), checkpoints=checkpoints)
+    again.validator = Judge({0.25: 0.4, 0.0: 0.1})
+    assert choose_tower_share(again, StopRequest()) == 0.4
+    assert again.position.share_values == [0.2, 0.3, 0.4, 0.1]

@@ -41,8 +41,7 @@ def _training_facts(metrics: dict[str, Any]) -> Iterator[dict[str, str]]:
     if recent := metrics.get("recent"):
         yield fact("after that, on what came in since the training window", _recent(recent))
     if "tower_share" in metrics:
-        share = metrics["tower_share"]
-        yield fact("the towers' part of the score counts", "whole" if share == 1 else f"{share:g} times, by validation")
+        yield fact("what steps learned counts, beside fitted popularity and memory", _share(metrics))
     for key in ("epochs", "parameters", "embedding_dim", "temperature", "softmax", "precision", "device", "processes"):
         if key in metrics:
             yield fact(key, _short(metrics[key]))
@@ -58,7 +57,16 @@ def _recent(recent: dict[str, Any]) -> str:
     if not recent["steps"]:
         return "no steps, the memory alone was fitted anew"
     distinct = round(recent["queries"] / recent["epochs"])
-    return f"{recent['steps']:,} steps on {distinct:,} queries (epochs: {recent['epochs']:.4g})"
+    fitted = ", the memory fitted anew" if recent.get("memory_fitted") else ""
+    return f"{recent['steps']:,} steps on {distinct:,} queries (epochs: {recent['epochs']:.4g}){fitted}"
+
+
+def _share(metrics: dict[str, Any]) -> str:
+    share, found = f"{metrics['tower_share']:g}", metrics.get("share_values", {})
+    counts = "whole" if share == "1" else f"{share} times"
+    if len(found) < 2:
+        return counts
+    return f"{counts}: {metrics['metric']} {found[share]:.4f} on validation, the most of {', '.join(found)} times"
 
 
 def _short(value: float | str) -> str:

@@ -28,6 +28,7 @@ SERVED_HEAD: Final = "conversion"
 # Cosine scores are divided by about this (the default of ``LossConfig.temperature``, which the model does not know: at
 # another, popularity and memory start in other proportions), inner products by 1.
 START_TEMPERATURE: Final = 0.07
+START_WEIGHT: Final = math.log(math.e - 1)  # softplus of this is 1
 
 
 class Heads(nn.ModuleDict):
@@ -55,7 +56,8 @@ class PopularityBias(nn.Module):
     """One more dimension, so that a score can rise with popularity by as much as surface and user ask for.
 
     Item side: a linear function of the performance features, fitted and frozen (see ``start``), corrected by a small
-    network over them. Query side: a positive weight, 1 in the loss's scale before training.
+    network over them. Query side: a positive weight, 1 in the loss's scale before training. Of what is trained, the
+    correction and the weight's distance from its start, a ``share`` counts.
     """
 
     def __init__(self, sizes: InputSizes, query_dim: int, *, scale: float) -> None:
@@ -72,7 +74,7 @@ class PopularityBias(nn.Module):
         # Trained on, it would follow the task with the most positives, clicks as a rule, whatever validation chose.
         self.linear.requires_grad_(False)
         nn.init.zeros_(self.query.weight)
-        nn.init.constant_(self.query.bias, math.log(math.e - 1))  # softplus of this is 1
+        nn.init.constant_(self.query.bias, START_WEIGHT)
 
     @torch.no_grad()
     def start(self, weights: Tensor) -> None:
@@ -80,13 +82,14 @@ class PopularityBias(nn.Module):
         self.linear.weight.copy_(weights.unsqueeze(0))
 
     def item(self, performance: Tensor, share: Tensor) -> Tensor:
-        """The items' dimension, [M, 1]; ``share`` is what the correction counts."""
+        """The items' dimension, [M, 1]."""
         popularity: Tensor = self.linear(performance) + share * self.correction(performance)
         return popularity
 
-    def weight(self, preferences: Tensor) -> Tensor:
+    def weight(self, preferences: Tensor, share: Tensor) -> Tensor:
         """The queries' dimension, [B, 1]."""
-        return self.scale * functional.softplus(self.query(preferences))
+        trained: Tensor = self.query(preferences)
+        return self.scale * functional.softplus(torch.full_like(trained, START_WEIGHT).lerp(trained, share))
 
 
 class ItemTower(nn.Module):
@@ -146,7 +149,7 @@ class TwoTower(nn.Module):
     The catalogue is no part of the model: callers hold it as ``EntityInputs`` (``model.inputs.item_inputs``), embed it
     once with ``embed_items`` and pass the result wherever items are looked up.
 
-    ``tower_share`` is what the towers' part of the score and the correction of popularity are multiplied by, beside
+    ``tower_share`` is what the towers' part of the score, and what was trained of popularity, are multiplied by, beside
     the fitted popularity and memory; training starts with 1, validation chooses (``training.tower_share``).
     """
 
@@ -210,7 +213,7 @@ class TwoTower(nn.Module):
     def query_vectors(self, queries: QueryInputs, embedded: Tensor) -> dict[str, Tensor]:
         """What is trained of ``encode_queries``, for every head by its name."""
         preferences = self.query_tower.preferences(queries)
-        weight = None if self.bias is None else self.bias.weight(preferences)
+        weight = None if self.bias is None else self.bias.weight(preferences, self.tower_share)
         return self._finished(self.query_tower(queries, preferences, embedded), weight, self.tower_share)
 
     def head_of(self, task: str) -> str:

@@ -80,8 +80,8 @@ class TrainingConfig:
             )
         if not self.popularity_ridges or min(self.popularity_ridges) <= 0:
             raise ValueError(f"popularity_ridges must be positive, found {self.popularity_ridges}")
-        if not self.tower_shares or min(self.tower_shares) < 0:
-            raise ValueError(f"tower_shares must not be negative, found {self.tower_shares}")
+        if not self.tower_shares or not all(0 <= share <= 1 for share in self.tower_shares):
+            raise ValueError(f"tower_shares must be from 0 to 1, found {self.tower_shares}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), found {self.average_decay}")
         if not METRIC.fullmatch(self.early_stopping_metric):

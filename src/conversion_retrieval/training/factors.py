@@ -106,6 +106,8 @@ def _positive_cells(
 
 def _repeated(split: Split, later: Sequence[Split]) -> NDArray[np.bool_]:
     """Which queries a later split has again, with the labels that came in late beside the earlier ones, [Q]."""
+    if not later:
+        return np.zeros(len(split), bool)
     names = ("user", "time", "surface", "context_item")
     keys = [pd.MultiIndex.from_arrays([getattr(s, name) for name in names]) for s in (split, *later)]
     found = np.zeros(len(split), bool)

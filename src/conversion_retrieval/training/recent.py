@@ -43,7 +43,7 @@ def recent_trainer(
     tasks = before.task_weight_per_query()
     positives = trained_positives(split, {task: w for task, w in config.losses.task_weights.items() if task in tasks})
     if not len(positives.item):
-        say("no positives since the end of the training window: the best weights stay as they are")
+        say("no positives since the end of the training window: weights and memory stay as they are")
         return None
     examples = Examples(split, positives, dataset.item_advertiser, before)
     taken, limit = trainer.position.step, config.training.max_steps

@@ -80,17 +80,20 @@ def train(
             if footprint and shard.rank == 0:
                 say(str(footprint))
             best = choose_tower_share(trainer, stop)
-            metrics = _metrics(trainer, footprint, seconds, best, queries=trainer.position.queries - done)
+            metrics = _metrics(trainer, footprint, seconds, queries=trainer.position.queries - done)
             curve = trainer.position.curve
+            start = time.monotonic()
             recent = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir)
             if recent is not None:
                 trainer = recent  # the first one's moments and averages are free to go
-                seconds, position = _fit(recent, stop), recent.position
+                _fit(recent, stop)
+                position = recent.position
                 metrics[RECENT] = {
                     "queries": position.queries,  # in all epochs
                     "epochs": position.queries / recent.builder.examples.num_queries,
                     "steps": position.step,
-                    "seconds": round(seconds, 3),
+                    "memory_fitted": recent.learner.model.memory is not None,
+                    "seconds": round(time.monotonic() - start, 3),
                 }
                 curve = [*curve, *position.curve]
         if shard.rank == 0:
@@ -256,16 +259,14 @@ def _write(
     write_json(directory / "metrics.json", metrics)
 
 
-def _metrics(
-    trainer: Trainer, footprint: Footprint | None, seconds: float, best: float, *, queries: int
-) -> dict[str, object]:
-    """What is to be said about a training that found ``best`` and whose last ``queries`` took ``seconds``."""
+def _metrics(trainer: Trainer, footprint: Footprint | None, seconds: float, *, queries: int) -> dict[str, object]:
+    """What is to be said about a training whose last ``queries`` took ``seconds``."""
     position, learner = trainer.position, trainer.learner
     return {
         "metric": trainer.validator.metric if trainer.validator is not None else None,
-        "best_value": best if position.best_step >= 0 else None,
+        "best_value": position.best_value if position.best_step >= 0 else None,
         "best_step": position.best_step,
-        "tower_share": round(float(learner.model.tower_share), 6),  # 0.7 is kept in float32
+        "tower_share": round(float(learner.model.tower_share), 6),  # kept in float32
         "share_values": {
             f"{share:g}": value
             for share, value in zip(trainer.config.tower_shares, position.share_values, strict=False)

@@ -21,8 +21,9 @@ def choose_tower_share(trainer: Trainer, stop: StopRequest) -> float:
     model, position, shares = trainer.learner.model, trainer.position, trainer.config.tower_shares
     if position.best_step < 0 or (model.bias is None and model.memory is None):
         return position.best_value
-    if len(position.share_values) != len(shares):
-        position.share_values = [_found_with(share, trainer, stop) for share in shares]
+    while len(position.share_values) < len(shares):
+        found = _found_with(shares[len(position.share_values)], trainer, stop)
+        position.share_values = [*position.share_values, found]
         trainer.save()
     values = position.share_values
     best = max(range(len(shares)), key=lambda n: values[n])
