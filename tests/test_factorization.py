@@ -31,6 +31,13 @@ def test_item_factors_are_the_right_singular_vectors(shape):
     np.testing.assert_allclose(np.abs(found.T @ expected.T), np.eye(4), atol=2e-3)
 
 
+def test_a_tall_matrix_taken_in_parts_has_the_same_factors(monkeypatch):
+    matrix = sparse.csr_array(_sparse_random(2, (40, 60)))
+    whole = item_factors(matrix, 4, seed=0)
+    monkeypatch.setattr("conversion_retrieval.factorization.BLOCK_ROWS", 7)  # of 60: the last part is shorter
+    np.testing.assert_allclose(item_factors(matrix, 4, seed=0), whole, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(30, 12), (12, 30)])
 def test_factors_beyond_the_rank_are_left_out(shape):
     rng = np.random.default_rng(3)

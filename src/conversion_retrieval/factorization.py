@@ -16,6 +16,8 @@ POWER_ITERATIONS: Final = 4
 FIT_ITERATIONS: Final = 2  # each is two fits of some ten products
 SOLVE_TOLERANCE: Final = 1e-2  # of a residual's length: subspaces are no better known than that
 MAX_SOLVE_STEPS: Final = 100
+SOLVE_COLUMNS: Final = 128  # at once
+BLOCK_ROWS: Final = 8_192  # of a tall matrix at once: a copy of it all, in double precision, is twice its size
 
 
 def item_factors(matrix: sparse.csr_array, count: int, *, seed: int) -> NDArray[np.float32]:
@@ -62,8 +64,12 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
     inputs, targets = _Matrix(x), _Matrix(y)
 
     def solve(values: Tensor) -> Tensor:
-        """``(X X' + ridge)^-1`` times ``values`` [R, D]."""
-        return _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, values)
+        """``(X X' + ridge)^-1`` times ``values`` [R, D], some columns at a time: each step needs a [P, D] beside."""
+        solved = [
+            _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, part.contiguous())
+            for part in values.split(SOLVE_COLUMNS, dim=1)
+        ]
+        return torch.cat(solved, dim=1)
 
     def fit(values: Tensor) -> Tensor:
         """What the regression fits of ``values`` [R, D]: ``X X' (X X' + ridge)^-1`` times them."""
@@ -74,15 +80,14 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
     for _ in range(FIT_ITERATIONS):
         # Two fits in a row would square how much weaker the last direction is than the first, beyond float32.
         fitted = _orthonormal(fit(targets.times(basis)))
+        del basis  # [Q, rank], not beside the next one
         basis = _orthonormal(targets.transposed_times(fit(fitted)))
     projected = targets.times(basis)
     solved = solve(projected)
     squared, rotation = _squared_singular(projected - ridge * solved)
     kept = rotation[:, _leading(squared, rank)]
-    return ReducedRank(
-        inputs=np.ascontiguousarray(inputs.transposed_times(solved @ kept).numpy()),
-        outputs=np.ascontiguousarray((basis @ kept).numpy()),
-    )
+    outputs = _times_in_place(basis, kept)
+    return ReducedRank(inputs=inputs.transposed_times(solved @ kept).numpy(), outputs=outputs.numpy())
 
 
 class _Matrix:
@@ -140,18 +145,29 @@ def _leading(values: Tensor, count: int) -> Tensor:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span; directions lost to rounding become short vectors.
+    """An orthonormal basis of the columns' span, in their place; directions lost to rounding become short vectors.
 
     By the Gram matrix rather than QR: LAPACK's QR of a narrow matrix crawls when cores are shared.
     """
     squared, rotation = _squared_singular(vectors)
-    return vectors @ (rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
+    return _times_in_place(vectors, rotation / _roots(squared.clamp(min=1e-10 * float(squared.max()))))
+
+
+def _times_in_place(tall: Tensor, small: Tensor) -> Tensor:
+    """The product of [N, D] and [D, at most D], in the place of the first."""
+    product = tall[:, : small.shape[1]]
+    for rows, target in zip(tall.split(BLOCK_ROWS), product.split(BLOCK_ROWS), strict=True):
+        target.copy_(rows @ small)
+    return product
 
 
 def _squared_singular(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values and right singular vectors of a tall matrix."""
-    columns = vectors.double()
-    squared, rotation = torch.linalg.eigh(columns.T @ columns)
+    gram = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
+    for rows in vectors.split(BLOCK_ROWS):
+        columns = rows.double()
+        gram.addmm_(columns.T, columns)
+    squared, rotation = torch.linalg.eigh(gram)
     return squared.float(), rotation.float()
 
 

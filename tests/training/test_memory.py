@@ -54,6 +54,15 @@ def test_a_peak_below_the_start_is_none_above_it_and_an_untold_one_is_unknown(mo
     assert footprint is None or footprint.peak == 0
 
 
+def test_a_footprint_takes_in_what_came_later_and_never_forgets_a_peak(monkeypatch):
+    meter = MemoryMeter(CPU)
+    footprint = Footprint(fixed=7, peak=2**50, tables=50, parameters=20, optimizer_state=40, batch=40)
+    assert meter.later(footprint) == footprint
+    monkeypatch.setattr("conversion_retrieval.training.memory._process_bytes", lambda _: meter._fixed + 2**51)
+    assert meter.later(footprint).peak == 2**51
+    assert meter.later(footprint).held == footprint.held
+
+
 def test_the_ratio_is_the_peak_over_what_must_be_held():
     footprint = Footprint(fixed=7, peak=300, tables=50, parameters=20, optimizer_state=40, batch=40)
     assert (footprint.held, footprint.ratio, footprint.values()["ratio"]) == (150, 2.0, 2.0)

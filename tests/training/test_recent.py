@@ -75,7 +75,7 @@ def test_they_go_on_from_the_best_weights_at_a_share_of_the_rate():
     trainer = trained(world, settings)
     best = {name: tensor.clone() for name, tensor in trainer.best.items()}
     recent = go_on(trainer, settings)
-    for name, tensor in recent.learner.model.state_dict().items():
+    for name, tensor in recent.learner.model.named_parameters():
         assert torch.equal(tensor, best[name]), name
     rates = {group["initial_lr"] for part in recent.learner.optimizer.parts for group in part.param_groups}
     assert rates == {1e-3, 2.5e-3}

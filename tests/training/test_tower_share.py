@@ -59,8 +59,8 @@ def test_shares_are_measured_with_the_best_weights_and_not_with_the_last():
     trainer.fit()  # finds no more after its first validation
     assert 0 <= trainer.position.best_step < trainer.position.step
     choose_tower_share(trainer, StopRequest())
-    best = {name: trainer.best[name] for name in trainer.validator.weights}
-    torch.testing.assert_close(trainer.validator.weights, best, rtol=0, atol=0)
+    measured = {name: trainer.validator.weights[name] for name in trainer.best}
+    torch.testing.assert_close(measured, trainer.best, rtol=0, atol=0)
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_share_that_was_chosen(tmp_path):

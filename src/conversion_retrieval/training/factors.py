@@ -59,6 +59,18 @@ def _fit_to_positives(
     memory: Memory, dataset: FeatureDataset, parts: Sequence[Examples], config: PipelineConfig
 ) -> None:
     """The positives of the newest queries regressed on their histories; conversions if there are any."""
+    histories, targets = _regression(dataset, parts, config)
+    rank, ridge, seed = memory.factors.shape[1], config.model.memory_ridge, config.model.seed
+    found = reduced_rank_ridge(histories, targets, rank=rank, ridge=ridge, seed=seed)
+    say(f"memory: a map of rank {found.outputs.shape[1]} from {histories.shape[0]:,} histories to what followed them")
+    _store(found.outputs, memory.factors)
+    _store(found.inputs, memory.history_factors)
+
+
+def _regression(
+    dataset: FeatureDataset, parts: Sequence[Examples], config: PipelineConfig
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """Histories [R, N] and what followed them [R, N], of the newest queries of all ``parts``."""
     log, width = _log_of_ids(dataset), dataset.spec.history_length
     task = min(int(examples.positives.task.min(initial=len(TASKS))) for examples in parts)
     cells = [
@@ -78,20 +90,12 @@ def _fit_to_positives(
         low, high = np.searchsorted(newest, starts[number : number + 2])
         chosen = newest[low:high] - starts[number]
         windows = history_windows(log, examples.split).rows(chosen).newest(width)
-        histories.append(_histories(log, windows, half_life_days=memory.half_life_days))
+        histories.append(_histories(log, windows, half_life_days=config.model.memory_half_life_days))
         kept = np.isin(query, chosen)
         rows.append(low + np.searchsorted(chosen, query[kept]))
         targets.append(target[kept])
-    found = reduced_rank_ridge(
-        sparse.vstack(histories).tocsr(),
-        _targets((np.concatenate(rows), np.concatenate(targets)), (len(newest), log.num_items)),
-        rank=memory.factors.shape[1],
-        ridge=config.model.memory_ridge,
-        seed=config.model.seed,
-    )
-    say(f"memory: a map of rank {found.outputs.shape[1]} from {len(newest):,} histories to what followed them")
-    _store(found.outputs, memory.factors)
-    _store(found.inputs, memory.history_factors)
+    shape = (len(newest), log.num_items)
+    return sparse.vstack(histories).tocsr(), _targets((np.concatenate(rows), np.concatenate(targets)), shape)
 
 
 def _positive_cells(

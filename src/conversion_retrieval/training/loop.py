@@ -70,7 +70,8 @@ class Trainer:
                 self._validate_and_save(stop)
                 if self._done:
                     break
-        self.learner.model.load_state_dict(self.best or self.average.model.state_dict())
+        best = self.best or dict(self.average.model.named_parameters())
+        self.learner.model.load_state_dict(self.learner.model.state_dict() | best)
         if self.best_objective:
             self.learner.objective.load_state_dict(self.best_objective)
         return self.position
@@ -187,7 +188,7 @@ class Trainer:
         improved = value > self.position.best_value
         if improved:
             self.position.best_value, self.position.best_step = value, self.position.step
-            self.best, self.best_objective = _copy(self.average.model), _copy(self.learner.objective)
+            self.best, self.best_objective = _parameters(self.average.model), _parameters(self.learner.objective)
         self.position.stale_validations = 0 if improved else self.position.stale_validations + 1
         say(_validation_line(self.position, values))
 
@@ -238,8 +239,9 @@ class Trainer:
         self.recorder.curve = self.position.curve
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of what steps change; buffers, the memory's among them, stay as they are."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
 def _validation_line(position: Position, values: dict[str, float]) -> str:

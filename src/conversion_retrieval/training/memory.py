@@ -5,7 +5,7 @@ Peaks of the process count from its size once the libraries are loaded; what the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +101,10 @@ class MemoryMeter:
             optimizer_state=held_bytes(optimizer_state),
             batch=self._batch,
         )
+
+    def later(self, footprint: Footprint) -> Footprint:
+        """The same with the peak of what came since."""
+        return replace(footprint, peak=max(self._peak() or 0, footprint.peak))
 
     def _peak(self) -> int | None:
         if self.device.type == "cuda":

@@ -30,7 +30,7 @@ from conversion_retrieval.training.examples import Examples, num_batches, traine
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.interruption import StopRequest, stop_on_sigterm
 from conversion_retrieval.training.loop import Trainer, total_steps
-from conversion_retrieval.training.memory import Footprint, MemoryMeter
+from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
 from conversion_retrieval.training.popularity import choose_popularity, fit_popularity
 from conversion_retrieval.training.recent import recent_trainer
@@ -76,11 +76,8 @@ def train(
         with stop_on_sigterm() as stop:
             done = trainer.position.queries
             seconds = _fit(trainer, stop)
-            footprint = trainer.footprint()
-            if footprint and shard.rank == 0:
-                say(str(footprint))
-            best = choose_tower_share(trainer, stop)
-            metrics = _metrics(trainer, footprint, seconds, queries=trainer.position.queries - done)
+            best, footprint = choose_tower_share(trainer, stop), trainer.footprint()
+            metrics = _metrics(trainer, seconds, queries=trainer.position.queries - done)
             curve = trainer.position.curve
             start = time.monotonic()
             recent = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir)
@@ -96,7 +93,11 @@ def train(
                     "seconds": round(time.monotonic() - start, 3),
                 }
                 curve = [*curve, *position.curve]
+        footprint = footprint and memory.later(footprint)
+        metrics["memory"] = footprint.values() if footprint else None
         if shard.rank == 0:
+            if footprint:
+                say(str(footprint))
             with new_artifact(model_dir, kind="model", inputs=inputs) as working_dir:
                 _write(working_dir, trainer.learner.model, curve, metrics, config)
                 shutil.copytree(spec_dir, working_dir / "spec")
@@ -259,7 +260,7 @@ def _write(
     write_json(directory / "metrics.json", metrics)
 
 
-def _metrics(trainer: Trainer, footprint: Footprint | None, seconds: float, *, queries: int) -> dict[str, object]:
+def _metrics(trainer: Trainer, seconds: float, *, queries: int) -> dict[str, object]:
     """What is to be said about a training whose last ``queries`` took ``seconds``."""
     position, learner = trainer.position, trainer.learner
     return {
@@ -284,5 +285,4 @@ def _metrics(trainer: Trainer, footprint: Footprint | None, seconds: float, *, q
         "device": learner.device.type,
         "processes": learner.shard.world_size,
         "tasks": trainer.builder.examples.task_weight_per_query(),
-        "memory": footprint.values() if footprint else None,
     }
