@@ -67,7 +67,7 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
         """``(X X' + ridge)^-1`` times ``values`` [R, D], some columns at a time: each step needs a [P, D] beside."""
         solved = [
             _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, part.contiguous())
-            for part in values.split(SOLVE_COLUMNS, dim=1)
+            for part in torch.split(values, SOLVE_COLUMNS, dim=1)
         ]
         return torch.cat(solved, dim=1)
 
@@ -156,7 +156,7 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 def _times_in_place(tall: Tensor, small: Tensor) -> Tensor:
     """The product of [N, D] and [D, at most D], in the place of the first."""
     product = tall[:, : small.shape[1]]
-    for rows, target in zip(tall.split(BLOCK_ROWS), product.split(BLOCK_ROWS), strict=True):
+    for rows, target in zip(torch.split(tall, BLOCK_ROWS), torch.split(product, BLOCK_ROWS), strict=True):
         target.copy_(rows @ small)
     return product
 
@@ -164,7 +164,7 @@ def _times_in_place(tall: Tensor, small: Tensor) -> Tensor:
 def _squared_singular(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values and right singular vectors of a tall matrix."""
     gram = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
-    for rows in vectors.split(BLOCK_ROWS):
+    for rows in torch.split(vectors, BLOCK_ROWS):
         columns = rows.double()
         gram.addmm_(columns.T, columns)
     squared, rotation = torch.linalg.eigh(gram)
