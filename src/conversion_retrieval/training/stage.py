@@ -53,10 +53,9 @@ def train(
     """Train on the train split, stop on the validation split, go on with what is recent, write the model.
 
     Returns the recall that its weights and the towers' share were chosen by, before they learned from the time of the
-    validation split. With
-    a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all processes call this with the
-    same arguments and the first writes. Raises ``UserError`` for data without positives, ``DivergedError`` for a loss
-    that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
+    validation split. With a ``checkpoint_dir`` the run resumes from what it finds there. Under ``torchrun`` all
+    processes call this with the same arguments and the first writes. Raises ``UserError`` for data without positives,
+    ``DivergedError`` for a loss that is not finite, ``Interrupted`` (a ``SystemExit``) after SIGTERM.
     """
     inputs = {
         "features": open_artifact(features_dir, kind="features").digest,
