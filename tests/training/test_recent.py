@@ -16,7 +16,7 @@ from conversion_retrieval.training.examples import Examples
 from conversion_retrieval.training.factors import fill_memory
 from conversion_retrieval.training.interruption import Interrupted, StopRequest
 from conversion_retrieval.training.loop import Trainer
-from conversion_retrieval.training.recent import recent_trainer
+from conversion_retrieval.training.recent import recent_trainer, refit_memory
 from conversion_retrieval.training.stage import make_trainer
 from tests.training.runs import built_config, small_config
 from tests.training.separable import SeparableWorld, separable_world
@@ -51,7 +51,10 @@ def checkpoints(directory: Path | None) -> Checkpoints | None:
 
 
 def go_on(trainer: Trainer, settings: PipelineConfig, directory: Path | None = None) -> Trainer | None:
-    return recent_trainer(trainer, settings, checkpoints=checkpoints(directory), log_dir=None)
+    recent = recent_trainer(trainer, settings, checkpoints=checkpoints(directory), log_dir=None)
+    if recent is not None:
+        refit_memory(recent, trainer.builder.examples, settings)
+    return recent
 
 
 def recall(trainer: Trainer, world: SeparableWorld) -> float:

@@ -111,10 +111,12 @@ def test_sigterm_between_the_parts_ends_the_run_and_the_next_goes_on(trained, bu
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_run_whose_towers_count_a_part_writes_the_share_and_resumes_to_the_same(built, tmp_path):
+def test_a_run_whose_towers_count_a_part_writes_the_share_and_resumes_to_the_same(built, tmp_path, capsys):
     config = built_config(tower_shares=[0.5, 0.5], model={"memory_dim": 4})
     arguments = {**built, "config": config, "checkpoint_dir": tmp_path / "checkpoints"}
     values = [train(**arguments, model_dir=tmp_path / name) for name in ("first", "again")]
+    # Before training and after it, then after it alone: a checkpoint has the first fit.
+    assert capsys.readouterr().err.count("memory: a map of rank") == 3
     weights = [load_file(str(tmp_path / name / "weights.safetensors")) for name in ("first", "again")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -34,7 +34,7 @@ def recent_trainer(
     """What goes on from the weights in the model of ``trainer``, which has come to its end, without validations.
 
     Its checkpoints and events lie below those of ``trainer``. It takes no step where the towers do not count whole or
-    ``max_steps`` are taken already. None where nothing recent is to be learned.
+    ``max_steps`` are taken already. None where nothing recent is to be learned. ``refit_memory`` comes next.
     """
     dataset, before = trainer.builder.dataset, trainer.builder.examples
     if not config.training.recent_epochs:
@@ -74,15 +74,25 @@ def recent_trainer(
     )
     if found:
         recent.restore(found)
-    elif learner.model.memory is not None:
-        if learner.shard.rank == 0:
-            fill_memory(learner.model.memory, dataset, (before, examples), config, before="test")
-        copy_from_first(learner.model.memory.buffers(), learner.shard)
-    if not steps:
+    if steps:
+        say(f"going on with {examples.num_queries:,} queries since the end of the training window, {steps:,} steps")
+    else:
         say("no step is taken on what came in since the end of the training window: the memory alone learns from it")
-        return recent
-    say(f"going on with {examples.num_queries:,} queries since the end of the training window, {steps:,} steps")
     return recent
+
+
+def refit_memory(recent: Trainer, before: Examples, config: PipelineConfig) -> None:
+    """Fit the memory to what ``recent`` and the training ``before`` it know; a run that goes on elsewhere has it.
+
+    Apart from ``recent_trainer``, so that its caller can let go of the training before, whose moments and averages
+    would be held beside the fit.
+    """
+    memory, shard = recent.learner.model.memory, recent.learner.shard
+    if memory is None or recent.position.step:
+        return
+    if shard.rank == 0:
+        fill_memory(memory, recent.builder.dataset, (before, recent.builder.examples), config, before="test")
+    copy_from_first(memory.buffers(), shard)
 
 
 def _shortened(config: TrainingConfig, batches_per_epoch: int, *, max_steps: int) -> TrainingConfig:

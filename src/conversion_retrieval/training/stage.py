@@ -33,7 +33,7 @@ from conversion_retrieval.training.loop import Trainer, total_steps
 from conversion_retrieval.training.memory import MemoryMeter
 from conversion_retrieval.training.optimizer import choose_optimizer, make_optimizer
 from conversion_retrieval.training.popularity import choose_popularity, fit_popularity
-from conversion_retrieval.training.recent import recent_trainer
+from conversion_retrieval.training.recent import recent_trainer, refit_memory
 from conversion_retrieval.training.recorder import Recorder, write_curve
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.step import Learner
@@ -78,10 +78,11 @@ def train(
             best, footprint = choose_tower_share(trainer, stop), trainer.footprint()
             metrics = _metrics(trainer, seconds, queries=trainer.position.queries - done)
             curve = trainer.position.curve
-            start = time.monotonic()
+            start, examples = time.monotonic(), trainer.builder.examples
             recent = recent_trainer(trainer, config, checkpoints=checkpoints, log_dir=log_dir)
             if recent is not None:
                 trainer = recent  # the first one's moments and averages are free to go
+                refit_memory(recent, examples, config)
                 _fit(recent, stop)
                 position = recent.position
                 metrics[RECENT] = {
