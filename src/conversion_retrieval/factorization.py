@@ -63,13 +63,14 @@ def reduced_rank_ridge(x: sparse.csr_array, y: sparse.csr_array, *, rank: int, r
         return ReducedRank(inputs=np.zeros((x.shape[1], 0), np.float32), outputs=np.zeros((y.shape[1], 0), np.float32))
     inputs, targets = _Matrix(x), _Matrix(y)
 
+    def product(values: Tensor) -> Tensor:
+        """``X X' + ridge`` times ``values`` [R, D]; a [P, D] is held beside."""
+        return inputs.times(inputs.transposed_times(values)) + ridge * values
+
     def solve(values: Tensor) -> Tensor:
-        """``(X X' + ridge)^-1`` times ``values`` [R, D], some columns at a time: each step needs a [P, D] beside."""
-        solved = [
-            _conjugate_gradients(lambda v: inputs.times(inputs.transposed_times(v)) + ridge * v, part.contiguous())
-            for part in torch.split(values, SOLVE_COLUMNS, dim=1)
-        ]
-        return torch.cat(solved, dim=1)
+        """``(X X' + ridge)^-1`` times ``values`` [R, D], some columns at a time."""
+        parts = torch.split(values, SOLVE_COLUMNS, dim=1)
+        return torch.cat([_conjugate_gradients(product, part.contiguous()) for part in parts], dim=1)
 
     def fit(values: Tensor) -> Tensor:
         """What the regression fits of ``values`` [R, D]: ``X X' (X X' + ridge)^-1`` times them."""
