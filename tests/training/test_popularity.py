@@ -156,7 +156,11 @@ class Judge:
     def __init__(self, values, *, can_measure=True):
         self.values, self.can_measure, self.shares = values, can_measure, []
 
-    def measure(self, model):
+    def query_vectors(self, model):
+        return [np.full((1, 1), float(model.tower_share))]
+
+    def measure(self, model, queries):
+        assert queries == [[float(model.tower_share)]]
         self.shares.append(float(model.tower_share))
         return {self.metric: self.values[float(model.bias.linear.weight)]}
 
@@ -176,6 +180,16 @@ def test_validation_without_towers_chooses_the_fit(judge, kept):
     assert float(model.bias.linear.weight) == kept
     assert judge.shares == [0.0] * 3 * judge.can_measure
     assert float(model.tower_share) == 1.0
+
+
+def test_query_vectors_are_the_same_with_every_fit():
+    trainer = make_trainer(separable_world(num_users=60), small_config())
+    model, validator = trainer.learner.model, trainer.validator
+    fits = torch.randn(2, model.bias.linear.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    model.bias.start(fits[0])
+    queries, first = validator.query_vectors(model), validator.measure(model)
+    model.bias.start(10 * fits[1])
+    assert validator.measure(model, queries=queries) == validator.measure(model) != first
 
 
 def test_fit_stays_as_it_is_while_the_towers_learn():

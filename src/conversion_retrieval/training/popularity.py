@@ -61,9 +61,10 @@ def choose_popularity(model: TwoTower, fits: torch.Tensor, ridges: Sequence[floa
         return
     share, found = model.tower_share.clone(), []
     model.tower_share.zero_()
+    queries = validator.query_vectors(model)  # the fits are of items: no query vector depends on them
     for weights in fits:
         model.bias.start(weights)
-        values = validator.measure(model)
+        values = validator.measure(model, queries=queries)
         assert values is not None  # nobody asked to stop
         found.append(values[validator.metric])
     model.tower_share.copy_(share)

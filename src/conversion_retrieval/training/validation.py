@@ -107,19 +107,28 @@ class Validator:
         chosen = ((int(s), self.rows[snapshots == s]) for s in np.unique(snapshots))
         return tuple(self._group(snapshot, rows[self.shard.slice(len(rows))]) for snapshot, rows in chosen)
 
-    def measure(self, model: TwoTower, stop: StopRequest | None = None) -> dict[str, float] | None:
+    def measure(
+        self, model: TwoTower, stop: StopRequest | None = None, queries: list[NDArray[np.float32]] | None = None
+    ) -> dict[str, float] | None:
         """``task/recall@k`` and ``task/new_recall@k`` (items new to the user) for each task that has positives.
 
+        ``queries`` are the model's ``query_vectors``, where the caller knows that they have not changed since.
         None where a ``stop`` request came first, to any process; then all of them return at once.
         """
         stop, counts, abandoned = stop or StopRequest(), np.zeros(COUNTS), 0.0
         try:
             with stop.abandoning():
-                counts = self._counts(model)
+                counts = self._counts(model, queries)
         except Abandoned:
             abandoned = 1.0
         *summed, abandoning = sum_numbers([*counts.ravel().tolist(), abandoned], self.catalogue.id_code.device)
         return None if abandoning else self._recalls(np.array(summed).reshape(COUNTS))
+
+    def query_vectors(self, model: TwoTower) -> list[NDArray[np.float32]]:
+        """The queries validated on as vectors [B, output_dim], an array for each of ``groups``."""
+        loaded = LoadedModel(model=model, spec=self.dataset.spec, config=self.config, device=self._device)
+        loaded.hold(self.dataset, self.catalogue)
+        return [loaded.encode_queries(self.dataset, self.split, group.rows) for group in self.groups]
 
     def _group(self, snapshot: int, rows: Indices) -> "Group":
         offsets = self.split.positives.offsets
@@ -134,20 +143,15 @@ class Validator:
             seen=seen_items(self.window.log, self.window.windows.rows(rows)),
         )
 
-    def _counts(self, model: TwoTower) -> NDArray[np.float64]:
+    def _counts(self, model: TwoTower, queries: list[NDArray[np.float32]] | None) -> NDArray[np.float64]:
         """[task, all or new to the user, hits or positives]."""
         # Queries first: the catalogue's embedding is gone when its vectors are made.
-        queries = self._query_vectors(model)
+        queries = self.query_vectors(model) if queries is None else queries
         counts = np.zeros(COUNTS)
         for group, vectors in zip(self.groups, queries, strict=True):
             performance = as_tensor(self.dataset.performance(group.snapshot), self._device, torch.float32)
             counts += self._count(group, vectors, encode_catalogue(model, self.catalogue, performance))
         return counts
-
-    def _query_vectors(self, model: TwoTower) -> list[NDArray[np.float32]]:
-        loaded = LoadedModel(model=model, spec=self.dataset.spec, config=self.config, device=self._device)
-        loaded.hold(self.dataset, self.catalogue)
-        return [loaded.encode_queries(self.dataset, self.split, group.rows) for group in self.groups]
 
     def _count(self, group: "Group", queries: NDArray[np.float32], items: NDArray[np.float32]) -> NDArray[np.float64]:
         """Items new to the user are ranked without those that the user had before, as the evaluation does."""
