@@ -4,8 +4,9 @@
     python -m pipelines run --data data --registry registry --output runs    # or the stages by hand
     python benchmarks/reachable_recall.py --data data --features features --spec spec --evaluation evaluation
 
-``--data`` is the generated directory with ``truth/`` in it; the others are the run's artifacts. Prints recall@k of the
-model and of the true probabilities, and their ratio, each with its bootstrap interval over users.
+``--data`` is the generated directory with ``truth/`` in it; the others are the run's artifacts. Of an ablation, give
+``--variant ABLATION/variants/NAME`` for ``--evaluation``, with the features and spec below ``ABLATION/features``.
+Prints recall@k of the model and of the true probabilities, and their ratio, each with its bootstrap interval.
 """
 
 import argparse
@@ -23,8 +24,11 @@ def show(interval: Interval) -> str:
 def main() -> None:
     """Compare and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("data", "features", "spec", "evaluation"):
+    for name in ("data", "features", "spec"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--evaluation", type=Path, help="of a run")
+    judged.add_argument("--variant", type=Path, help="of an ablation")
     parser.add_argument("--model", default="candidate", help="whose ranks: candidate, champion or a baseline")
     parser.add_argument("--ks", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()
@@ -32,7 +36,8 @@ def main() -> None:
         data_dir=options.data,
         features_dir=options.features,
         spec_dir=options.spec,
-        evaluation_dir=options.evaluation,
+        evaluation_dir=options.evaluation or options.variant,
+        kind="evaluation" if options.evaluation else "variant",
         ks=options.ks,
         model=options.model,
     )

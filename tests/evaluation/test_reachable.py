@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from conversion_retrieval.datasets.truth import TrueWorld
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.evaluation.ablation import write_variant
 from conversion_retrieval.evaluation.reachable import best_ranks, compare_with_truth, reachable_recalls, truth_queries
 from conversion_retrieval.evaluation.stage import evaluate
 from conversion_retrieval.features.dataset import FeatureDataset
@@ -91,8 +92,21 @@ def test_missing_truth_and_unknown_models_are_refused(run, tmp_path):
         compare_with_truth(**run, model="nobody")
 
 
-def test_benchmark_prints_the_table(run):
-    arguments = [f"--{name.removesuffix('_dir')}={path}" for name, path in run.items()]
+def test_variant_of_an_ablation_compares_as_the_evaluation_it_was_made_of(run, tmp_path):
+    write_variant(evaluation_dir=run["evaluation_dir"], variant_dir=tmp_path / "variant", variant="default", seed=0)
+    of_variant = {**run, "evaluation_dir": tmp_path / "variant", "kind": "variant"}
+    assert compare_with_truth(**of_variant) == compare_with_truth(**run)
+    with pytest.raises(CorruptArtifactError, match="'variant'"):
+        compare_with_truth(**{**of_variant, "kind": "evaluation"})
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "variant"])
+def test_benchmark_prints_the_table(run, tmp_path, kind):
+    paths = {name.removesuffix("_dir"): path for name, path in run.items()}
+    if kind == "variant":
+        paths["variant"] = tmp_path / "variant"
+        write_variant(evaluation_dir=paths.pop("evaluation"), variant_dir=paths["variant"], variant="default", seed=0)
+    arguments = [f"--{name}={path}" for name, path in paths.items()]
     printed = subprocess.run(
         [sys.executable, str(BENCHMARK), *arguments], capture_output=True, text=True, check=True
     ).stdout.splitlines()

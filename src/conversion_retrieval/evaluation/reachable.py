@@ -61,14 +61,17 @@ def compare_with_truth(
     features_dir: Path | str,
     spec_dir: Path | str,
     evaluation_dir: Path | str,
+    kind: str = "evaluation",
     ks: Sequence[int] = (10, 100, 1000),
     model: str = "candidate",
 ) -> list[ReachableRecall]:
     """Compare an evaluation of the test split of a generated world with the world's own ranking of the same queries.
 
+    ``kind`` says what ``evaluation_dir`` holds: an ``evaluation``, or a ``variant`` of an ablation.
+
     Raises ``UserError`` where there is no truth beside the data, or the evaluation lacks the model or conversions.
     """
-    ranks = conversion_ranks(Path(evaluation_dir), model)
+    ranks = conversion_ranks(Path(evaluation_dir), model, kind=kind)
     dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
     best = best_ranks(
         TrueWorld.open(data_dir), dataset, dataset.split("test"), ranks["query"].to_numpy(), ranks["item"].to_numpy()
@@ -76,9 +79,9 @@ def compare_with_truth(
     return reachable_recalls(ranks=ranks["rank"].to_numpy(), best_ranks=best, users=ranks["user"].to_numpy(), ks=ks)
 
 
-def conversion_ranks(evaluation_dir: Path, model: str) -> pa.Table:
+def conversion_ranks(evaluation_dir: Path, model: str, *, kind: str = "evaluation") -> pa.Table:
     """An evaluation's conversions sorted by query and item: query, item, user and the model's rank."""
-    open_artifact(evaluation_dir, kind="evaluation")
+    open_artifact(evaluation_dir, kind=kind)
     path = evaluation_dir / "ranks.parquet"
     table = pq.read_table(path, columns=["model", "query", "item", "user", "task", "rank"])
     chosen = table.filter(pc.and_(pc.equal(table["model"], model), pc.equal(table["task"], CONVERSION_TASK)))
