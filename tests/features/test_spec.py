@@ -180,6 +180,18 @@ def test_an_edited_spec_decides_columns_and_transforms(tmp_path):
     assert world.dataset.query_arrays(split, np.arange(2)).history_item.shape == (2, 3)
 
 
+def test_an_edited_spec_keeps_the_statistics_that_it_names_and_no_others(tmp_path):
+    """Oracle: the columns themselves, with and without the edit; a list that was emptied leaves all of them out."""
+    rows = random_rows(1, count=200)
+    whole = build_world(tmp_path / "whole", rows).dataset
+    second = whole.spec.item_performance[1]
+    FeatureSpec(item_performance=(dataclasses.replace(second, mean=99.0),)).save(tmp_path)
+    data = build_world(tmp_path / "world", rows, config=short_config(features={"spec_path": str(tmp_path)})).dataset
+    assert (data.spec.user_aggregates, data.spec.item_performance) == ((), (second,))
+    assert data.performance(1).tolist() == whole.performance(1)[:, 1:2].tolist()
+    assert data.query_arrays(data.split("train"), np.arange(2)).user_aggregates.shape == (2, 0)
+
+
 def test_a_template_column_that_the_table_lacks_is_refused(tmp_path):
     FeatureSpec(items=EntitySpec(columns=(Column(name="colour", kind="categorical"),))).save(tmp_path)
     config = short_config(features={"spec_path": str(tmp_path)})

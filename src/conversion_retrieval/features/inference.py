@@ -55,7 +55,8 @@ def infer(
 ) -> FeatureSpec:
     """A spec whose vocabularies and statistics come from ``seen`` rows only.
 
-    ``template`` (a spec that a person edited) decides the columns, their kinds and transforms; all else is made anew.
+    ``template`` (a spec that a person edited) decides the columns, their kinds and transforms, the history, and which
+    aggregates and performance figures are used; all else is made anew.
     Raises ``UserError`` for a template column that the table lacks.
     """
     vocabularies: dict[str, Vocabulary] = {}
@@ -70,8 +71,10 @@ def infer(
         item_ids=item_ids,
         history_length=template.history_length if template else config.history_length,
         history_events=template.history_events if template else tuple(config.history_events),
-        user_aggregates=_selected(user_aggregates, template.user_aggregates if template else ()),
-        item_performance=_selected(item_performance, template.item_performance if template else ()),
+        user_aggregates=_selected(user_aggregates, template.user_aggregates) if template else tuple(user_aggregates),
+        item_performance=_selected(item_performance, template.item_performance)
+        if template
+        else tuple(item_performance),
         vocabularies=vocabularies,
     )
 
@@ -170,10 +173,8 @@ def _item_ids(items: Entities, config: FeatureConfig) -> tuple[ItemIds, Vocabula
 
 
 def _selected(statistics: Sequence[Statistic], wanted: Sequence[Statistic]) -> tuple[Statistic, ...]:
-    """The statistics that a template names (all, if it names none); normalisation always from this training window."""
+    """The statistics that a template names; normalisation always from this training window."""
     by_name: Mapping[str, Statistic] = {s.name: s for s in statistics}
-    if not wanted:
-        return tuple(statistics)
     if missing := [s.name for s in wanted if s.name not in by_name]:
         raise UserError(f"expected a known statistic in the feature spec, found {missing[0]!r}: {', '.join(by_name)}")
     return tuple(by_name[s.name] for s in wanted)
