@@ -53,6 +53,21 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys
     assert "checkpoint passed over: expected digest" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_saved_after_a_damaged_checkpoint_stays(tmp_path, keep):
+    """Oracle: the checkpoint that was just written is the one to go on from, however far the damaged ones had come."""
+    checkpoints = store(tmp_path, keep=keep)
+    for step in (80, 90):
+        damaged = checkpoints.save(checkpoint(step)) / "tensors.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert checkpoints.latest() is None
+    copy = tmp_path / "step-best"
+    copy.mkdir()
+    newest = checkpoints.save(checkpoint(50))
+    assert checkpoints.latest().path == newest
+    assert set(tmp_path.iterdir()) == {newest, copy}
+
+
 def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path):
     path = store(tmp_path).save(checkpoint(1))
     (path / "manifest.json").unlink()

@@ -4,6 +4,7 @@ No random state is stored: everything random derives from the seed, the epoch an
 """
 
 import json
+import re
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from conversion_retrieval.progress import say
 KIND: Final = "checkpoint"
 TENSORS_FILE: Final = "tensors.safetensors"
 STATE_FILE: Final = "state.json"
+_NAME: Final = re.compile(r"step-(\d+)-[0-9a-f]+")
 
 
 @dataclass(kw_only=True)
@@ -72,8 +74,11 @@ class Checkpoints:
         return replace(self, directory=self.directory / name)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a new checkpoint, its manifest last, then remove others of its step and the oldest beyond ``keep``."""
-        superseded = set(self.directory.glob(f"step-{checkpoint.position.step:09d}-*"))
+        """Write a new checkpoint, its manifest last, then remove the oldest beyond ``keep``.
+
+        Others of its step go too, and those of later steps: a run that comes by here again passed them over as damaged.
+        """
+        superseded = [old for step, old in self._numbered() if step >= checkpoint.position.step]
         path = self.directory / f"step-{checkpoint.position.step:09d}-{uuid.uuid4().hex[:8]}"
         with new_artifact(path, kind=KIND, inputs={"run": self.fingerprint}) as working_dir:
             contiguous = {key: t.detach().contiguous().cpu() for key, t in checkpoint.tensors.items()}
@@ -104,12 +109,17 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Complete checkpoints, newest first."""
         found = []
-        for path in self.directory.glob("step-*"):
+        for step, path in self._numbered():
             try:
-                found.append((path.name.split("-")[1], read_manifest(path, kind=KIND).created_time, path))
+                found.append((step, read_manifest(path, kind=KIND).created_time, path))
             except CorruptArtifactError:
                 continue
         return [path for *_, path in sorted(found, reverse=True)]
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        """What is named as a checkpoint, with its step, complete or not."""
+        names = ((_NAME.fullmatch(path.name), path) for path in self.directory.glob("step-*"))
+        return [(int(name[1]), path) for name, path in names if name]
 
     def _check(self, path: Path, found: str) -> None:
         if found != self.fingerprint:
