@@ -6,7 +6,7 @@ Before the first step there is nothing to save, and the process ends as any othe
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -26,15 +26,17 @@ class Abandoned(Exception):  # noqa: N818 - no error: work is given up on reques
 
 
 class StopRequest:
-    """Whether SIGTERM came."""
+    """Whether SIGTERM came; ``then`` is called when it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
         self.received = False
+        self._then = then
         self._abandons = False
 
     def __call__(self, _signum: int, _frame: FrameType | None) -> None:
         """Note the signal; the loop looks between two steps."""
         self.received = True
+        self._then()
         self._abandon()
 
     @contextmanager
@@ -58,9 +60,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Watch for SIGTERM inside the block; outside the main thread, where no handler may be set, it never comes."""
-    request = StopRequest()
+def stop_on_sigterm(then: Callable[[], object] = lambda: None) -> Iterator[StopRequest]:
+    """Watch for SIGTERM inside the block, and call ``then`` when it comes.
+
+    Outside the main thread, where no handler may be set, it never comes.
+    """
+    request = StopRequest(then)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -78,14 +83,11 @@ def run_and_forward_sigterm(command: Sequence[str]) -> int:
     """
     process: subprocess.Popen[bytes] | None = None
 
-    def forward(_signum: int, _frame: FrameType | None) -> None:
-        stop.received = True
+    def forward() -> None:
         if process is not None:
             process.terminate()
 
-    with stop_on_sigterm() as stop:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, forward)
+    with stop_on_sigterm(forward) as stop:
         process = subprocess.Popen(command)  # noqa: S603 - our own command
         if stop.received:
             process.terminate()
