@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from conversion_retrieval.config import load_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.ablation import ablate
+from conversion_retrieval.features.spec import SPEC_FILE, FeatureSpec
 from conversion_retrieval.training import stage
 from tests.worlds import QUICK_RUN, tiny_world
 
@@ -70,3 +72,32 @@ def test_data_that_fails_its_checks_is_refused_with_the_report(tmp_path):
     with pytest.raises(UserError, match=r"expected valid data at .*validation\.html"):
         ablate(str(data_dir), tmp_path / "ablation", config=load_config(), num_seeds=1)
     assert json.loads((tmp_path / "ablation" / "request.json").read_text())["data_uri"] == str(data_dir)
+
+
+def test_data_without_conversions_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "train", lambda **_: pytest.fail("trained"))
+    data_dir = tiny_world(tmp_path / "data")
+    for path in (data_dir / "events").glob("*.parquet"):
+        events = pd.read_parquet(path)
+        events[~events["event_type"].isin(["add_to_cart", "checkout"])].to_parquet(path, index=False)
+    with pytest.raises(UserError, match=r"expected conversions in the test window.*found none among \d+ positives"):
+        ablate(str(data_dir), tmp_path / "ablation", config=load_config(None, QUICK_RUN), num_seeds=1)
+
+
+def test_a_feature_spec_that_was_edited_since_makes_it_another_ablation(tmp_path):
+    (tmp_path / "spec").mkdir()
+    FeatureSpec(history_length=3).save(tmp_path / "spec")
+    config = load_config(None, [f"features.spec_path={tmp_path / 'spec'}"])
+
+    def run():
+        ablate(str(tmp_path / "none"), tmp_path / "ablation", config=config, num_seeds=1)
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="expected valid data"):
+            run()
+    FeatureSpec(history_length=4).save(tmp_path / "spec")
+    with pytest.raises(UserError, match=r"expected the feature spec .* begun with at .*spec, found it edited since"):
+        run()
+    (tmp_path / "spec" / SPEC_FILE).write_text("history_lenght: 3")
+    with pytest.raises(UserError, match="did you mean 'history_length'"):
+        run()

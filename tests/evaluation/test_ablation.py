@@ -81,6 +81,11 @@ def test_other_positives_are_refused(tmp_path):
         _compare(tmp_path, dirs)
 
 
+def test_a_comparison_needs_conversions(tmp_path):
+    with pytest.raises(UserError, match="expected conversions in the test window"):
+        _compare(tmp_path, [_variant(tmp_path / "a", "default", 0, [])])
+
+
 def test_a_comparison_needs_the_default(tmp_path):
     with pytest.raises(UserError, match="'default' variant"):
         _compare(tmp_path, [_variant(tmp_path / "a", "no_history", 0, np.zeros(NUM_POSITIVES))])

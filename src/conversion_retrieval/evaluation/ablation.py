@@ -25,11 +25,15 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval, crossed_recalls, percentile_interval
 from conversion_retrieval.evaluation.jobs import Job, run_jobs
 from conversion_retrieval.evaluation.variants import DEFAULT, reference_of, select_variants, variant_config
+from conversion_retrieval.evaluation.window import CONVERSION_TASK
 from conversion_retrieval.features.config import FeatureConfig
+from conversion_retrieval.features.dataset import FeatureDataset
+from conversion_retrieval.features.spec import FeatureSpec, read_spec, spec_file
 from conversion_retrieval.progress import say
 
 KS: Final = (100, 1000)
 RANKS: Final = "ranks.parquet"
+_NEEDS_CONVERSIONS: Final = "expected conversions in the test window, by which an ablation compares its variants"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,9 @@ def ablate(
     """Run every variant with every seed, skipping what is already there, and return the path of the HTML page.
 
     With ``num_processes`` above 1 as many variants train side by side, each with its share of the cores and with its
-    log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, or an output directory that cannot be
-    written to or is another ablation's; in processes also, at the end, for a variant that failed.
+    log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, a test window without conversions, or
+    an output directory that cannot be written to or is another ablation's; in processes also, at the end, for a variant
+    that failed; and ``Interrupted`` (a ``SystemExit``) after SIGTERM.
     """
     names = select_variants(variants)
     try:
@@ -68,6 +73,7 @@ def ablate(
     except OSError as error:
         raise UserError(f"expected a directory to write to at {output_dir}, found: {error}") from None
     snapshot_dir = _snapshot(data_uri, output_dir, config)
+    _require_conversions(*_features(snapshot_dir, output_dir / "features", variant_config(config, DEFAULT, seed=0)))
     runs = [(name, seed) for seed in range(num_seeds) for name in names]
     dirs = {run: output_dir / "variants" / f"{run[0]}-seed{run[1]}" for run in runs}
     missing = [run for run in runs if not is_complete(dirs[run], "variant")]
@@ -175,7 +181,7 @@ class HitTable:
 
     @classmethod
     def read(cls, variant_dirs: Iterable[Path]) -> "HitTable":
-        """Read ``variant`` artifacts; ``UserError`` if they were not measured on the same positives."""
+        """Read ``variant`` artifacts; ``UserError`` if they were not measured on the same positives, or on none."""
         by_variant: dict[str, dict[int, NDArray[np.int64]]] = {}
         keys: pa.Table | None = None
         for directory in variant_dirs:
@@ -189,6 +195,8 @@ class HitTable:
             found[int(manifest.metadata["seed"])] = table["rank"].to_numpy()
         if keys is None or DEFAULT not in by_variant:
             raise UserError(f"expected results of the {DEFAULT!r} variant to compare with, found {sorted(by_variant)}")
+        if not len(keys):
+            raise UserError(f"{_NEEDS_CONVERSIONS}, found none in {directory}")
         _, user = np.unique(keys["user"].to_numpy(), return_inverse=True)
         ranks = {name: np.stack([rows[seed] for seed in sorted(rows)]) for name, rows in by_variant.items()}
         return cls(ranks=ranks, user=user)
@@ -236,23 +244,28 @@ class HitTable:
 
 def _conversions(path: Path) -> pa.Table:
     table = pq.read_table(path, columns=["model", "query", "user", "item", "task", "rank"])
-    chosen = table.filter(pc.and_(pc.equal(table["model"], "candidate"), pc.equal(table["task"], 0)))
+    chosen = table.filter(pc.and_(pc.equal(table["model"], "candidate"), pc.equal(table["task"], CONVERSION_TASK)))
     return chosen.sort_by([("query", "ascending"), ("item", "ascending")]).combine_chunks()
 
 
 def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
     """Refuse to mix the results of two configurations or data sets in one directory."""
     asked = dataclasses.replace(config, features=_wherever_computed(config.features))
-    values = config_values(asked)
+    values, feature_spec = config_values(asked), _spec_digest(config.features)
     path = output_dir / "request.json"
     if not path.exists():
-        contracts.write_json(path, {"data_uri": data_uri, "config": values})
+        contracts.write_json(path, {"data_uri": data_uri, "config": values, "feature_spec": feature_spec})
         return
     found = json.loads(path.read_text())
     if found["data_uri"] != data_uri:
         raise UserError(
             f"expected an ablation of {data_uri} in {output_dir}, found one of {found['data_uri']}: "
             "choose a new --output"
+        )
+    if found.get("feature_spec", "") != feature_spec:  # earlier releases did not note it
+        raise UserError(
+            f"expected the feature spec that the ablation in {output_dir} was begun with at "
+            f"{config.features.spec_path}, found it edited since: choose a new --output"
         )
     if differing := list(_differences(found["config"], values)):
         more = f" and {len(differing) - 1} more options" if len(differing) > 1 else ""
@@ -300,6 +313,22 @@ def _features(snapshot_dir: Path, features_root_dir: Path, config: PipelineConfi
     if not (is_complete(features_dir, "features") and is_complete(spec_dir, "spec")):
         build_features(snapshot_dir=snapshot_dir, features_dir=features_dir, spec_dir=spec_dir, config=config)
     return features_dir, spec_dir
+
+
+def _require_conversions(features_dir: Path, spec_dir: Path) -> None:
+    """Before hours of training that could not be compared."""
+    positives = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir)).split("test").positives
+    if not (positives.task == CONVERSION_TASK).any():
+        raise UserError(f"{_NEEDS_CONVERSIONS}, found none among {len(positives):,} positives")
+
+
+def _spec_digest(features: FeatureConfig) -> str:
+    """Of the content of the spec that a person edited, whose path alone is an option; empty without one."""
+    if not features.spec_path:
+        return ""
+    path = spec_file(features.spec_path)
+    read_spec(path)  # what is wrong with it is said now
+    return contracts.file_digest(path)
 
 
 def _wherever_computed(features: FeatureConfig) -> FeatureConfig:

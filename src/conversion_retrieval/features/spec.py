@@ -211,6 +211,12 @@ class FeatureSpec(SpecDocument):
         return spec
 
 
+def spec_file(path: Path | str) -> Path:
+    """The YAML at ``path``, or in the directory there."""
+    path = Path(path)
+    return path / SPEC_FILE if path.is_dir() else path
+
+
 def read_spec(path: Path | str) -> FeatureSpec:
     """Read the YAML alone: for a spec that a person wrote, whose vocabularies and statistics are still to be made."""
     path = Path(path)
