@@ -204,11 +204,10 @@ def train_once(data: SeparableWorld, config: PipelineConfig, *, memory: MemoryMe
     return trainer
 
 
-def forget_peak() -> None:
-    """Let the process's peak be its present size (Linux)."""
+def give_memory_back() -> None:
+    """Give back what the process no longer needs (Linux)."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def print_memory(items: int, batch_size: int, optimizer: str, threads: int) -> None:
@@ -217,7 +216,7 @@ def print_memory(items: int, batch_size: int, optimizer: str, threads: int) -> N
     options = ["device=cpu", f"batch_size={batch_size}", "max_steps=30", "validate_every_steps=15"]
     config = load_config(None, [f"training.{option}" for option in (*options, f"optimizer={optimizer}")])
     train_once(separable_world(num_users=50), config)
-    forget_peak()
+    give_memory_back()
     memory = MemoryMeter(torch.device("cpu"))
     trainer = train_once(world(8000, num_groups=items // 10), config, memory=memory)
     softmax = "full" if trainer.builder.full else "sampled"

@@ -1,10 +1,11 @@
 """What training takes at its peak beside what it must hold: tables, parameters, optimiser state and one batch.
 
-Peaks of the process count from its size once the libraries are loaded; what the GPU holds counts from zero.
+Peaks of the process count from its size once the libraries are loaded, what an earlier training left behind included;
+what the GPU holds counts from zero.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 STATUS: Final = Path("/proc/self/status")
+CLEAR_REFS: Final = Path("/proc/self/clear_refs")
+FORGET_PEAK: Final = "5"  # to ``CLEAR_REFS``: the peak becomes the present size
 MIB: Final = 2**20
 
 
@@ -66,7 +69,11 @@ class MemoryMeter:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         _load_libraries()
-        self._fixed = _process_bytes("VmRSS") if device.type == "cpu" else 0
+        self._earlier_peak, self._fixed = 0, 0
+        if device.type == "cpu":
+            with suppress(OSError):
+                CLEAR_REFS.write_text(FORGET_PEAK)
+            self._earlier_peak, self._fixed = _process_bytes("VmHWM"), _process_bytes("VmRSS")
 
     @contextmanager
     def first_step(self, batch: object, tables: object, parameters: object) -> Iterator[None]:
@@ -89,7 +96,10 @@ class MemoryMeter:
         self._batch = held_bytes(batch) + sum(kept.values())
 
     def footprint(self, *, tables: object, parameters: object, optimizer_state: object) -> Footprint | None:
-        """The figures so far; None before the first step, and where the platform does not tell a process's peak."""
+        """The figures so far; None before the first step, and where the platform does not tell a process's peak.
+
+        One that keeps the peak of what ran before tells nothing until training exceeds it.
+        """
         peak = self._peak()
         if self._batch is None or peak is None:
             return None
@@ -110,7 +120,9 @@ class MemoryMeter:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         highest = _process_bytes("VmHWM")
-        # The kernel counts pages thread by thread, so the two figures may be a few apart.
+        # The kernel counts pages thread by thread, so two figures of one moment may be a few apart.
+        if highest <= self._earlier_peak and self._earlier_peak > self._fixed + MIB:
+            return None
         return max(highest - self._fixed, 0) if highest else None
 
 
