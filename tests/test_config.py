@@ -64,6 +64,7 @@ def test_resolved_values_parse_back_to_the_same_configuration():
         ("training.weight_decay=-1", "weight_decay must be at least 0, found -1"),
         ("validation.max_drift_psi=-1", "max_drift_psi must be at least 0, found -1"),
         ("features.history_length=-1", "history_length must not be negative, found -1"),
+        ("model.item_hash_buckets=-1", "item_hash_buckets must be at least 0, found -1"),
         ("model.seed=-1", "seed must be at least 0, found -1"),
         ("gate.seed=-1", "seed must be at least 0, found -1"),
         ("index.seed=-1", "seed must be at least 0, found -1"),

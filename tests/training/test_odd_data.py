@@ -101,6 +101,10 @@ def test_a_single_item_leaves_nothing_to_learn_and_nothing_to_break():
     train(separable_world(num_groups=1, items_per_group=1, num_users=20, hard_negatives=0), "sampled")
 
 
+def test_a_seed_may_be_a_time_in_milliseconds():
+    train(separable_world(num_users=60), "sampled", seed=1_700_000_000_000)
+
+
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_a_weight():
     trainer = make_trainer(separable_world(num_users=60), small_config())
     weight = trainer.learner.model.item_tower.body.mlp[0].weight

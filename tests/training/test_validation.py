@@ -82,6 +82,23 @@ def test_a_sample_of_the_queries_holds_those_that_the_metric_counts(metric):
     assert metric in validator.measure(make_trainer(WORLD, small_config()).learner.model)
 
 
+def test_a_list_as_long_as_the_catalogue_chooses_nothing_so_a_tenth_of_it_does(capsys):
+    """Oracle: a list of all items holds all positives, whatever the model; the shorter one can be asked for by name."""
+    everything = {"early_stopping_metric": f"conversion/new_recall@{WORLD.num_items}"}
+    trainer = make_trainer(WORLD, small_config(training=everything))
+    said = capsys.readouterr().err
+    tenth = WORLD.num_items // 10
+    assert trainer.validator.metric == f"conversion/new_recall@{tenth}"
+    assert f"{WORLD.num_items} items all fit into a list of {WORLD.num_items}: training stops on recall@{tenth}" in said
+    by_name = make_trainer(WORLD, small_config(training={"early_stopping_metric": f"conversion/recall@{tenth}"}))
+    model = trainer.learner.model
+    assert trainer.validator.measure(model) == by_name.validator.measure(model)
+    almost = make_trainer(
+        WORLD, small_config(training={"early_stopping_metric": f"conversion/recall@{WORLD.num_items - 1}"})
+    )
+    assert almost.validator.k == WORLD.num_items - 1
+
+
 def test_a_limit_takes_a_seeded_sample_of_the_queries():
     validator = make_trainer(WORLD, small_config(training={"max_validation_queries": 7})).validator
     assert len(validator.rows) == 7

@@ -91,7 +91,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty vectors."""
-        require_at_least(self, 0, "seed", "memory_dim", "memory_weight")
+        require_at_least(self, 0, "seed", "item_hash_buckets", "memory_dim", "memory_weight")
         if self.embedding_dim <= 0 or self.feature_dim <= 0:
             raise ValueError(f"embedding sizes must be positive, found {self.embedding_dim} and {self.feature_dim}")
         if not 0 <= self.item_id_dropout < 1:

@@ -37,7 +37,8 @@ class Learner:
         Random masks derive from (seed, step, rank), so that a resumed run repeats them.
         """
         self.model.train()
-        torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + self.shard.rank)
+        # torch takes 64 bits, and a seed may be a time in milliseconds.
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 4096 + self.shard.rank) % 2**63)
         losses = self.losses(batch)
         _check_losses(losses, step)
         losses.total.backward()  # type: ignore[no-untyped-call]

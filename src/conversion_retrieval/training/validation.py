@@ -62,7 +62,7 @@ class Validator:
     @cached_property
     def metric(self) -> str:
         """The metric that stops training; falls back to engagement, saying so, where there are no conversions."""
-        wanted = self.config.training.early_stopping_metric
+        wanted = f"{self.config.training.early_stopping_metric.partition('@')[0]}@{self.k}"
         if self._has_positives(wanted):
             return wanted
         task, _, kind = wanted.partition("/")
@@ -76,12 +76,20 @@ class Validator:
         """Whether there is anything to validate on."""
         return self._has_positives(self.metric)
 
-    @property
+    @cached_property
     def k(self) -> int:
-        """The cut-off."""
+        """The cut-off: that of the early stopping metric, or a tenth of a catalogue that has no more items, saying so.
+
+        In a list of the whole catalogue every model finds everything, and none would be chosen over the first.
+        """
         match = METRIC.fullmatch(self.config.training.early_stopping_metric)
         assert match
-        return int(match[3])
+        wanted, num_items = int(match[3]), self.dataset.num_items
+        if wanted < num_items:
+            return wanted
+        k = max(1, num_items // 10)
+        say(f"{num_items} items all fit into a list of {wanted}: training stops on recall@{k}")
+        return k
 
     @cached_property
     def rows(self) -> Indices:
