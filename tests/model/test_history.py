@@ -93,14 +93,14 @@ def test_surface_of_an_event_reaches_the_transformer():
 def test_recency_means_follow_the_half_life_by_hand():
     module = RecencyMeans(HistoryConfig(encoder="recency_mean", half_life_days=(2.0,)), 1, actions=6)
     inputs = dataclasses.replace(
-        queries(query_arrays(batch=2, length=2)),
-        history_item=torch.tensor([[0, 1], [2, 3]]),
-        history_action=torch.tensor([[1, 1], [0, 1]]),
-        history_age_days=torch.tensor([[2.0, 0.0], [0.0, 5.0]]),
+        queries(query_arrays(batch=3, length=2)),
+        history_item=torch.tensor([[0, 1], [2, 3], [2, 3]]),
+        history_action=torch.tensor([[1, 1], [0, 1], [0, 1]]),
+        history_age_days=torch.tensor([[2.0, 0.0], [0.0, 5.0], [0.0, 60.0]]),
     )
     items = torch.tensor([[4.0], [1.0], [9.0], [3.0]])
-    # Weights 1/2 and 1: (2 + 1) / 1.5 = 2; a single event counts fully however old it is.
-    torch.testing.assert_close(module(inputs, items), torch.tensor([[2.0], [3.0]]))
+    # Weights 1/2 and 1: (2 + 1) / 1.5 = 2; a single event counts fully, but after 30 half-lives it has faded.
+    torch.testing.assert_close(module(inputs, items), torch.tensor([[2.0], [3.0], [3.0 * 2**-30 / 1e-6]]))
 
 
 def test_summary_mixes_half_lives_in_the_space_of_the_items():

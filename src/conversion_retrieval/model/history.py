@@ -44,7 +44,11 @@ class NoHistory(HistoryEncoder):
 
 
 def decayed_shares(queries: QueryInputs, log_action: Tensor, half_life_days: Tensor) -> Tensor:
-    """[B, L, H]: ``exp(log_action[action]) * 2 ** (-age / half_life)``, zero in padding; over L they add up to 1."""
+    """[B, L, H]: ``exp(log_action[action]) * 2 ** (-age / half_life)`` over its sum over L, zero in padding.
+
+    Shares add up to 1 until the newest event is about 20 half-lives old; from there on they fade to zero together. That
+    is level with shares that never fade (docs/experiments.md).
+    """
     action = queries.history_action
     decay = torch.exp2(-queries.history_age_days.clamp(min=0).unsqueeze(-1) / half_life_days)
     weights: Tensor = decay * look_up(log_action.exp().unsqueeze(1), action) * (action > 0).unsqueeze(-1)
