@@ -127,7 +127,7 @@ def serve(
 @app.command()
 def ablate(
     data: DataUri,
-    output: Output,
+    output: Annotated[Path, typer.Option(help="Directory to write, and to go on in after a stop.")],
     seeds: Annotated[int, typer.Option(help="Training seeds per variant.", min=1)] = 3,
     config: Annotated[Optional[Path], typer.Option(help="Pipeline configuration (YAML).")] = None,
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="Override, as section.key=value.")] = None,
