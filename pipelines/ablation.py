@@ -41,7 +41,7 @@ def ablation_pipeline(place: Placement) -> Any:
             data_uri: Directory or gs:// prefix with events, items and (optional) users as Parquet or CSV.
             variants: Comma-separated names; empty is all of them. The default always runs.
             num_seeds: Training seeds of every variant.
-            as_of: End of the newest window as an ISO date or time, UTC; empty is the data's newest event.
+            as_of: End of the newest window as an ISO date or time, UTC; empty is the midnight after the newest event.
             config_json: Configuration overrides as JSON by section, common to all variants.
             gpu_count: GPUs of a training pod.
             gpu_type: Type of GPU as its node label has it, for example nvidia-l4 or nvidia-h100-80gb; empty is any.

@@ -64,6 +64,7 @@ def test_resolved_values_parse_back_to_the_same_configuration():
         ("training.weight_decay=-1", "weight_decay must be at least 0, found -1"),
         ("validation.max_drift_psi=-1", "max_drift_psi must be at least 0, found -1"),
         ("features.history_length=-1", "history_length must not be negative, found -1"),
+        ("gate.must_beat=popularity", "gate.must_beat: expected a list, found 'popularity'"),
         ("model.item_hash_buckets=-1", "item_hash_buckets must be at least 0, found -1"),
         ("model.seed=-1", "seed must be at least 0, found -1"),
         ("gate.seed=-1", "seed must be at least 0, found -1"),
@@ -157,3 +158,12 @@ def test_a_stages_parameters_go_over_the_json_and_absent_ones_leave_it():
 def test_a_stage_refuses_json_that_is_no_configuration(text):
     with pytest.raises(UserError, match=r"config_json"):
         stage_config(text)
+
+
+def test_a_section_that_was_commented_out_is_the_defaults(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("training:\n  # max_epochs: 3\n")
+    assert load_config(path, ()) == load_config(None, ())
+    assert load_config(path, ["training.max_epochs=3"]).training.max_epochs == 3
+    with pytest.raises(UserError, match="expected a section of settings, found 3"):
+        load_config(None, ["model.history=3"])

@@ -127,7 +127,7 @@ def with_column(name: str, values: Any) -> list[pa.Table]:
         (with_column("user_id", None), "expected column user_id (who) in {}/events/part-2.parquet, found none"),
         (
             with_column("user_id", [1.5] * 3),
-            "expected string in column user_id of {}/events/part-2.parquet, found double",
+            "expected string or integer in column user_id of {}/events/part-2.parquet, found double",
         ),
         (
             with_column("event_time", pa.array([NOON.replace(tzinfo=None)] * 3, pa.timestamp("us"))),
@@ -205,3 +205,29 @@ def test_extra_item_columns_must_agree_among_parts(tmp_path: Path) -> None:
     pq.write_table(ITEMS.append_column("price", pa.array(["1"])), tmp_path / "items" / "b.parquet")
     with pytest.raises(TableError, match=r"expected double as in the first part in column price of .*b\.parquet"):
         read_tables(tmp_path)
+
+
+def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
+    directory = write(tmp_path)
+    price = pa.array([1.0])
+    twice = pa.Table.from_arrays([*ITEMS.columns, price, price], names=[*ITEMS.column_names, "price", "price"])
+    pq.write_table(twice, directory / "items.parquet")
+    with pytest.raises(TableError, match=r"expected every column of .*items.parquet once, found price more often"):
+        read_tables(directory)
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text("item_id,advertiser_id,item_id\ni,a,i\n")
+    with pytest.raises(TableError, match=r"expected every column of .*items.csv once, found item_id more often"):
+        read_tables(directory)
+
+
+def test_an_item_column_of_a_name_that_features_use_is_refused_where_it_is(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"expected no items column called advertiser in .*items.parquet"):
+        read_tables(write(tmp_path, items=ITEMS.append_column("advertiser", pa.array(["x"]))))
+
+
+def test_a_type_that_is_no_feature_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    dated = ITEMS.append_column("created", pa.array([NOON], TIMESTAMP))
+    with pytest.raises(TableError, match=r"expected text, integers, floats, booleans or lists .*: convert it or leave"):
+        read_tables(write(tmp_path / "a", items=dated))
+    with pytest.raises(TableError, match=r"expected string or integer in column item_id .*, found double"):
+        read_tables(write(tmp_path / "b", items=ITEMS.set_column(0, "item_id", pa.array([1.0]))))

@@ -87,9 +87,9 @@ def retrieve(
     registry: RegistryUri,
     data: DataUri,
     user: Annotated[Optional[str], typer.Option(help="One user's id.")] = None,
-    requests: Annotated[Optional[Path], typer.Option(help="Parquet file of requests: user_id, surface, ...")] = None,
+    requests: Annotated[Optional[Path], typer.Option(help="Parquet file of requests.")] = None,
     output: Annotated[Optional[Path], typer.Option(help="Parquet file for the candidates of --requests.")] = None,
-    surface: Annotated[Optional[str], typer.Option(help="Surface of the request.")] = None,
+    surface: Annotated[Optional[str], typer.Option(help="Surface of the request of --user.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many candidates.", min=1)] = 100,
     exclude_seen: Annotated[
         bool, typer.Option(help="Leave out items that the user clicked, saved, carted or bought.")
@@ -101,6 +101,10 @@ def retrieve(
 
     if (user is None) == (requests is None):
         raise UserError("expected either --user ID or --requests FILE, found both or neither")
+    if requests is not None and surface is not None:
+        raise UserError(
+            "expected --surface beside --user alone, found it beside --requests: make it a column of the file"
+        )
     limits = {"k": k, "advertiser_cap": advertiser_cap}
     if user is not None:
         commands.retrieve_user(registry, data, user, surface=surface, exclude_seen=exclude_seen, **limits)

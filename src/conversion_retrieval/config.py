@@ -66,7 +66,8 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
             raise UserError(f"expected a YAML configuration at {path}, found: {_one_line(error)}") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"expected a mapping of sections at {path}, found {type(loaded).__name__}")
-        values = _plain(loaded) or {}
+        # A section whose every line is commented out reads as null.
+        values = {name: {} if value is None else value for name, value in (_plain(loaded) or {}).items()}
     for override in overrides:
         _set(values, override)
     return parse_config(values, where=str(path or "the overrides"))
@@ -169,6 +170,10 @@ def _reason(error: Mapping[str, Any]) -> str:
     """What the dataclasses' own checks say tells what they found; pydantic's does not."""
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "tuple_type":
+        return f"expected a list, found {error.get('input')!r}"
+    if error["type"] == "dataclass_type":
+        return f"expected a section of settings, found {error.get('input')!r}"
     return f"{error['msg']}, found {error.get('input')!r}"
 
 

@@ -54,13 +54,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A canonical table; ``extra_columns`` tells whether columns beyond the defined ones are features or an error."""
+    """A canonical table; ``extra_columns`` tells whether columns beyond the defined ones are features or an error.
+
+    ``reserved_columns`` are made from other columns later, and no user's may be called so.
+    """
 
     name: str
     key: str
     columns: tuple[Column, ...]
     required: bool = True
     extra_columns: bool = False
+    reserved_columns: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Column:
         """The column called ``name``; ``KeyError`` if there is none."""
@@ -141,6 +145,7 @@ ITEMS: Final = Table(
         Column(name="advertiser_id", kind=pa.string(), accepts=is_key, description="who sells the item"),
     ),
     extra_columns=True,
+    reserved_columns=("advertiser", "first_seen"),
 )
 
 USERS: Final = Table(

@@ -16,7 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from conversion_retrieval.errors import TableError, one_line
-from conversion_retrieval.schema import EVENTS, ITEMS, TABLES, USERS, Column, Table, is_embedding, is_number, is_text
+from conversion_retrieval.schema import (
+    EVENTS,
+    ITEMS,
+    TABLES,
+    USERS,
+    Column,
+    Table,
+    is_embedding,
+    is_key,
+    is_number,
+    is_text,
+)
 from conversion_retrieval.table_files import TableFile, file_schema, local_files, num_rows, read_files, remote_files
 
 
@@ -153,14 +164,21 @@ def _check_files(reader: TableReader) -> None:
 
 def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> None:
     table = reader.table
+    canonical = {column.name for column in table.columns}
+    if repeated := [name for name, count in Counter(found.names).items() if count > 1]:
+        raise TableError(f"expected every column of {file} once, found {repeated[0]} more often: rename or remove it")
+    if reserved := [name for name in found.names if name in table.reserved_columns]:
+        raise TableError(
+            f"expected no {table.name} column called {reserved[0]} in {file}, a name that the features use: rename it"
+        )
     for column in table.columns:
         if column.name in found.names:
             _check_type(found.field(column.name).type, column, file)
         elif column.required:
-            near = difflib.get_close_matches(column.name, found.names, n=1)
+            near = difflib.get_close_matches(column.name, set(found.names) - canonical, n=1)
             hint = f" (is it {near[0]!r}?)" if near else ""
             raise TableError(f"expected column {column.name} ({column.description}) in {file}, found none{hint}")
-    extra = [f for f in found if f.name not in {c.name for c in table.columns}]
+    extra = [f for f in found if f.name not in canonical]
     if extra and not table.extra_columns:
         near = difflib.get_close_matches(extra[0].name, [c.name for c in table.columns], n=1)
         hint = f"rename it to {near[0]}" if near else "remove it"
@@ -173,7 +191,8 @@ def _check_type(found: pa.DataType, column: Column, file: TableFile) -> None:
     if pa.types.is_null(found) and column.nullable:
         return
     if not column.accepts(found):
-        raise TableError(f"expected {column.kind} in column {column.name} of {file}, found {found}")
+        wanted = f"{column.kind} or integer" if column.accepts is is_key else f"{column.kind}"
+        raise TableError(f"expected {wanted} in column {column.name} of {file}, found {found}")
     if pa.types.is_timestamp(found) and found.tz is None:
         raise TableError(
             f"expected times with a time zone in column {column.name} of {file}, found {found}: convert them to UTC"
@@ -183,7 +202,10 @@ def _check_type(found: pa.DataType, column: Column, file: TableFile) -> None:
 def _check_extra(extra: pa.Field, schema: pa.Schema, file: TableFile) -> None:
     kind = _plain(extra.type)
     if not (is_number(kind) or is_text(kind) or is_embedding(kind) or pa.types.is_boolean(kind)):
-        raise TableError(f"expected text, numbers or embeddings in column {extra.name} of {file}, found {extra.type}")
+        raise TableError(
+            f"expected text, integers, floats, booleans or lists of floats in column {extra.name} of {file}, "
+            f"found {extra.type}: convert it or leave it out"
+        )
     if extra.name not in schema.names:
         raise TableError(f"expected the columns of the first part file in {file}, found {extra.name} as well")
     if (first := schema.field(extra.name).type) != kind:

@@ -60,6 +60,13 @@ def test_an_output_that_can_be_no_directory_is_one_line(tmp_path, name):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_directory_of_other_files_is_left_as_it_is(tmp_path):
+    (tmp_path / "ablation.html").write_text("mine")
+    with pytest.raises(UserError, match=r"expected nothing or an ablation in .*, found other files"):
+        ablate("data", tmp_path, config=load_config(), num_seeds=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation.html"]
+
+
 def test_missing_parents_of_an_output_are_made(tmp_path):
     with pytest.raises(UserError, match="expected valid data"):
         ablate(str(tmp_path / "none"), tmp_path / "a" / "b", config=load_config(), num_seeds=1)

@@ -94,6 +94,10 @@ def test_prune_names_what_it_deletes_and_spares_champion_and_predecessor(
 
 
 def test_a_registry_without_promotions_says_so(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (commands.history, commands.show, commands.rollback):
+        with pytest.raises(UserError, match=r"expected a registry at .*, found no such directory"):
+            command(uri)
+    Path(uri).mkdir()
     commands.history(uri)
     assert "nothing was ever promoted" in capsys.readouterr().out
     with pytest.raises(UserError, match="found none: promote a first one"):

@@ -94,6 +94,15 @@ def test_rollback_to_a_version_that_no_server_could_load_changes_nothing(registr
     assert registry.champion() == second
 
 
+def test_rollback_to_the_champion_itself_verifies_it_too(registry_uri: str, tmp_path: Path) -> None:
+    registry = Registry.open(registry_uri)
+    champion = promote_new(registry, tmp_path, "a")
+    assert registry.rollback(champion.version) == champion
+    open_store(registry_uri).write(f"versions/{champion.version}/model/config.json", b"{}")
+    with pytest.raises(CorruptArtifactError, match=r"model/config\.json"):
+        registry.rollback(champion.version)
+
+
 def test_a_corrupt_champion_is_named_with_where_it_is_kept(registry_uri: str, tmp_path: Path) -> None:
     champion = promote_new(Registry.open(registry_uri), tmp_path, "a")
     open_store(registry_uri).write(f"versions/{champion.version}/model/config.json", b"{}")

@@ -182,6 +182,23 @@ def test_nan_ranks_are_never_a_pass(tmp_path: Path) -> None:
     assert run_gate(make_run(tmp_path, candidate=candidate), tmp_path)[0] == "insufficient_data"
 
 
+@pytest.mark.parametrize("left", [["engagement"], []])
+def test_a_test_window_without_conversions_is_not_enough_to_decide(tmp_path: Path, left: list[str]) -> None:
+    directories = make_run(tmp_path)
+    for kind in ("evaluation", "index"):
+        path = directories[f"{kind}_dir"] / "ranks.parquet"
+        ranks = pd.read_parquet(path)
+        ranks[(ranks["task"] == 1) & bool(left)].to_parquet(path)
+    slices = directories["evaluation_dir"] / "slices.parquet"
+    pd.read_parquet(slices).head(0).to_parquet(slices)
+
+    reseal(directories["evaluation_dir"], "evaluation", lambda: None)
+    reseal(directories["index_dir"], "index", lambda: None)
+    verdict, decision = run_gate(directories, tmp_path)
+    assert verdict == "insufficient_data"
+    assert {c.name: c.n for c in decision.checks}["enough_conversions"] == 0
+
+
 def test_conversions_without_their_slices_stop_the_gate_rather_than_pass_its_guardrails(tmp_path: Path) -> None:
     directories = make_run(tmp_path)
     path = directories["evaluation_dir"] / "slices.parquet"

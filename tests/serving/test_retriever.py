@@ -258,6 +258,23 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_champion_is_loa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("surfce", ["search"], r"expected requests with columns out of user_id, .* found 'surfce'"),
+        ("time", pa.array([0], pa.timestamp("us")), "expected times with a time zone in column time of .*, found"),
+        ("time", ["yesterday"], "expected times with a time zone in column time of .*, found string"),
+    ],
+)
+def test_a_request_column_that_would_be_left_out_or_guessed_is_refused(
+    tmp_path: Path, column: str, values: object, says: str
+) -> None:
+    path = tmp_path / "requests.parquet"
+    pq.write_table(pa.table({"user_id": ["u"], column: values}), path)
+    with pytest.raises(UserError, match=says):
+        retrieve_requests("registry", "data", path, None)
+
+
 def test_data_that_cannot_be_read_are_told_of_before_the_champion_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +316,7 @@ def test_nothing_is_left_of_candidates_that_could_not_all_be_retrieved(
         ({}, r"column user_id in .*requests\.parquet, found the columns none"),
         ({"item_id": ["i"], "price": [1.0]}, r"column user_id in .*parquet, found the columns item_id, price"),
         ({"user_id": ["a", None]}, r"expected a user_id in every row of .*requests\.parquet, found 1 without"),
-        ({"user_id": ["a"], "time": ["x"]}, r"expected requests at .*requests\.parquet, found: .*x"),
+        ({"user_id": ["a"], "context_embedding": ["x"]}, r"expected requests at .*requests\.parquet, found: .*"),
     ],
 )
 def test_requests_of_the_wrong_shape_are_one_line(

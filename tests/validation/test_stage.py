@@ -319,6 +319,14 @@ def test_null_rates_have_limits_where_asked_for(world: Any, validate: Callable) 
         validate(world.directory, "validation.max_null_rates={events.prise: 0.5}", name="misspelt")
 
 
+def test_a_null_rate_counts_nan(world: Any, validate: Callable) -> None:
+    world.items = world.items.assign(price=[float("nan")] * 4 + list(world.items["price"][4:]))
+    check = validate(world.write(), "validation.max_null_rates={items.price: 0.05}").check(
+        "null_rate", "items", "price"
+    )
+    assert (check["count"], check["success"]) == (4, False)
+
+
 def test_conversions_that_are_reported_late_have_a_limit(world: Any, validate: Callable) -> None:
     rows = world.events.index[world.events["event_type"] == "checkout"][:10]
     world.events.loc[rows, "reported_time"] = world.events.loc[rows, "event_time"] + timedelta(days=40)

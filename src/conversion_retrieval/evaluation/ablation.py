@@ -33,6 +33,7 @@ from conversion_retrieval.progress import say
 
 KS: Final = (100, 1000)
 RANKS: Final = "ranks.parquet"
+REQUEST: Final = "request.json"
 _NEEDS_CONVERSIONS: Final = "expected conversions in the test window, by which an ablation compares its variants"
 
 
@@ -69,6 +70,10 @@ def ablate(
     names = select_variants(variants)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        if any(output_dir.iterdir()) and not (output_dir / REQUEST).exists():
+            raise UserError(
+                f"expected nothing or an ablation in {output_dir}, found other files: choose a new --output"
+            )
         _claim(output_dir, data_uri, config)
     except OSError as error:
         raise UserError(f"expected a directory to write to at {output_dir}, found: {error}") from None
@@ -252,7 +257,7 @@ def _claim(output_dir: Path, data_uri: str, config: PipelineConfig) -> None:
     """Refuse to mix the results of two configurations or data sets in one directory."""
     asked = dataclasses.replace(config, features=_wherever_computed(config.features))
     values, feature_spec = config_values(asked), _spec_digest(config.features)
-    path = output_dir / "request.json"
+    path = output_dir / REQUEST
     if not path.exists():
         contracts.write_json(path, {"data_uri": data_uri, "config": values, "feature_spec": feature_spec})
         return

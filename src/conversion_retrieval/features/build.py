@@ -41,7 +41,6 @@ from conversion_retrieval.schema import TIMESTAMP
 if TYPE_CHECKING:
     from conversion_retrieval.config import PipelineConfig
 
-ADDED_ITEM_COLUMNS = ("advertiser", "first_seen")
 PROFILE = "profile.json"
 
 
@@ -142,7 +141,7 @@ class _Build:
         self._config, self._template = config, template
         self._files = files
         self._scratch_dir = scratch_dir
-        self._items = _read_items(snapshot_dir / "items.parquet")
+        self._items = pq.read_table(snapshot_dir / "items.parquet")
         self._advertiser = advertiser_codes(self._items)
         self._scan = scan = scan_events(self._files)
         self._users = Users.join(snapshot_dir / "users.parquet", scan.user_ids)
@@ -298,14 +297,6 @@ class _Build:
                 "variance": label_variance(self._reduced("in_training", np.add.reduce), self._advertiser),
             },
         }
-
-
-def _read_items(path: Path) -> pa.Table:
-    items = pq.read_table(path)
-    for name in ADDED_ITEM_COLUMNS:
-        if name in items.column_names:
-            raise UserError(f"expected no items column called {name!r}, which this stage adds: rename it in {path}")
-    return items
 
 
 def aggregate_statistics(features_dir: Path, names: Sequence[str]) -> list[Statistic]:

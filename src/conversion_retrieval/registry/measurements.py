@@ -61,9 +61,9 @@ def _conversion_ranks(evaluation_dir: Path, index_dir: Path) -> ConversionRanks:
     evaluated = _read_conversions(evaluation_dir / "ranks.parquet")
     indexed = _read_conversions(index_dir / "ranks.parquet").set_index(KEY)["rank"]
     by_model = {str(model): rows.set_index(KEY) for model, rows in evaluated.groupby("model")}
-    if CANDIDATE not in by_model:
+    if by_model and CANDIDATE not in by_model:
         raise CorruptArtifactError(f"expected ranks of the candidate, found none at {evaluation_dir / 'ranks.parquet'}")
-    base = by_model.pop(CANDIDATE)
+    base = by_model.pop(CANDIDATE, evaluated.set_index(KEY))  # a test window may hold no conversions at all
     return ConversionRanks(
         users=base["user"].to_numpy(np.int64),
         queries=base.index.get_level_values("query").to_numpy(np.int64),

@@ -123,12 +123,12 @@ class Registry:
         for _ in range(MAX_ATTEMPTS):
             head = self._head()
             name = version or _predecessor(head.known(), self.uri)
-            if head.champion and head.champion.version == name:
-                return self._record(head.champion)
             self._check_not_pruned(name)
             if name not in verified:
                 with TemporaryDirectory(prefix="rollback-") as directory:
                     verified[name] = self.download(name, Path(directory) / "bundle").manifest.digest
+            if head.champion and head.champion.version == name:
+                return self._record(head.champion)
             if swapped := self._swap(head, name, verified[name], "rollback", "rolled back by an operator"):
                 return swapped
         raise self._too_busy()

@@ -70,6 +70,9 @@ def retrieve_user(
         exclude_seen=exclude_seen,
         advertiser_cap=advertiser_cap,
     )
+    known = retriever.model.spec.surfaces
+    if surface is not None and surface not in known:
+        CONSOLE.print(f"surface {surface!r} is unknown to the model and counts as none; it knows {', '.join(known)}")
     coverage = retriever.coverage()
     (candidates,) = _answer(retriever, events, [request], coverage)
     _print(candidates, retriever.version)
@@ -180,18 +183,29 @@ def _read_requests(path: Path) -> pa.Table:
     }
     try:
         table = pq.read_table(path)
-        found = ", ".join(table.column_names) or "none"
-        table = table.select([name for name in kinds if name in table.column_names])
-        table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
     if "user_id" not in table.column_names:
+        found = ", ".join(table.column_names) or "none"
         raise UserError(f"expected requests with a column user_id in {path}, found the columns {found}")
+    if unknown := [name for name in table.column_names if name not in kinds]:
+        raise UserError(f"expected requests with columns out of {', '.join(kinds)} in {path}, found {unknown[0]!r}")
+    if "time" in table.column_names and not _is_instant(table.schema.field("time").type):
+        kind = table.schema.field("time").type
+        raise UserError(f"expected times with a time zone in column time of {path}, found {kind}: convert them to UTC")
+    try:
+        table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
+    except pa.ArrowException as error:
+        raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
     if nulls := table["user_id"].null_count:
         raise UserError(f"expected a user_id in every row of {path}, found {nulls:,} without")
     if "time" in table.column_names:
         table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
     return table
+
+
+def _is_instant(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (pa.types.is_timestamp(kind) and kind.tz is not None)
 
 
 def _rows(first_request: int, answers: Sequence[Candidates]) -> pa.Table:

@@ -94,6 +94,8 @@ def train(
                 }
                 curve = [*curve, *position.curve]
         footprint = footprint and memory.later(footprint)
+        if footprint and footprint.ratio < 1:
+            footprint = None  # what an earlier training in this process left is used again: the peak tells nothing
         metrics["memory"] = footprint.values() if footprint else None
         if shard.rank == 0:
             if footprint:

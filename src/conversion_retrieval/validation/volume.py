@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import pyarrow as pa
+
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.schema import CONVERSIONS
@@ -72,8 +74,10 @@ def _null_rates(cleaned: Cleaned, limits: dict[str, float]) -> Iterator[Check]:
 
 def _null_rate(cleaned: Cleaned, reader: TableReader, column: str, maximum: float) -> Check:
     table = reader.table.name
-    source = "kept" if table == "events" else table
-    found = cleaned.rows(f"SELECT count(*) AS rows, count({quoted(column)}) AS present FROM {source}")[0]
+    source, name = "kept" if table == "events" else table, quoted(column)
+    is_float = pa.types.is_floating(reader.schema.field(column).type)
+    present = f"count(*) FILTER (NOT isnan({name}))" if is_float else f"count({name})"  # NaN is as missing as null
+    found = cleaned.rows(f"SELECT count(*) AS rows, {present} AS present FROM {source}")[0]
     missing = found["rows"] - found["present"]
     return Check(
         name="null_rate",
