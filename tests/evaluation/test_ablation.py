@@ -71,6 +71,20 @@ def test_no_logq_is_compared_with_the_sampled_softmax_not_with_the_full_one(tmp_
     assert (alone.reference, alone.difference.value) == ("default", 0.0)
 
 
+def test_the_page_draws_paired_differences_and_says_to_what(tmp_path):
+    found = np.arange(NUM_POSITIVES)
+    dirs = [_variant(tmp_path / "a", "default", 0, found)]
+    _compare(tmp_path, dirs)
+    assert "<figure" not in (tmp_path / "page.html").read_text()  # nothing to compare
+    others = ("no_history", "sampled_softmax", "sampled_softmax_no_logq")
+    dirs += [_variant(tmp_path / name, name, 0, found + 60) for name in others]
+    _compare(tmp_path, dirs)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure") == 2
+    assert "Recall@100, paired differences to the default; sampled_softmax_no_logq to sampled_softmax<" in page
+    assert "no_history" in page.partition("<figure")[2]
+
+
 def test_other_positives_are_refused(tmp_path):
     ranks = np.zeros(NUM_POSITIVES)
     dirs = [

@@ -31,7 +31,7 @@ def write_ablation(
         "rows": _rows(comparisons, ks),
         "ks": ks,
         "caption": _caption(comparisons, confidence_level),
-        "plots": [{"k": k, "svg": plots.slice_dots(_bars(comparisons, k))} for k in ks],
+        "plots": [_plot(comparisons, k) for k in ks],
     }
     page_path.parent.mkdir(parents=True, exist_ok=True)
     contracts.write_bytes(page_path, environment.get_template("ablation.html.j2").render(context).encode())
@@ -43,27 +43,30 @@ def markdown_table(comparisons: "Sequence[Comparison]", confidence_level: float)
     head = ["variant"] + [text for k in ks for text in (f"recall@{k}", "difference to default")]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rows = _rows(comparisons, ks)
-    lines += [
-        "| " + " | ".join([row["variant"], *(cell for pair in row["cells"] for cell in pair)]) + " |" for row in rows
-    ]
+    lines += ["| " + " | ".join([row["variant"], *map(_joined, row["cells"])]) + " |" for row in rows]
     return "\n".join([*lines, "", _caption(comparisons, confidence_level), ""])
 
 
 def _rows(comparisons: "Sequence[Comparison]", ks: Sequence[int]) -> list[dict[str, Any]]:
     found = {(row.variant, row.k): row for row in comparisons}
     variants = dict.fromkeys(row.variant for row in comparisons)
-    return [{"variant": name, "cells": [_cells(found[name, k]) for k in ks]} for name in variants]
+    return [{"variant": name, "cells": [c for k in ks for c in _cells(found[name, k])]} for name in variants]
 
 
-def _cells(row: "Comparison") -> tuple[str, str]:
+def _cells(row: "Comparison") -> tuple[dict[str, str], dict[str, str]]:
     if row.difference is None:
-        return _text(row.recall, ""), "-"
+        return _cell(row.recall, ""), {"value": "-", "interval": ""}
     note = "" if row.reference == DEFAULT else f" to {row.reference}"
-    return _text(row.recall, ""), _text(row.difference, "+") + note
+    return _cell(row.recall, ""), _cell(row.difference, "+", note)
 
 
-def _text(interval: Interval, sign: str) -> str:
-    return f"{interval.value:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
+def _cell(interval: Interval, sign: str, note: str = "") -> dict[str, str]:
+    bounds = f"[{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]{note}"
+    return {"value": f"{interval.value:{sign}.4f}", "interval": bounds}
+
+
+def _joined(cell: dict[str, str]) -> str:
+    return " ".join(filter(None, (cell["value"], cell["interval"])))
 
 
 def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> str:
@@ -74,9 +77,14 @@ def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> st
     )
 
 
-def _bars(comparisons: "Sequence[Comparison]", k: int) -> dict[str, dict[str, plots.Estimate]]:
-    return {
-        row.variant: {"candidate": plots.Estimate(value=row.recall.value, low=row.recall.low, high=row.recall.high)}
-        for row in comparisons
-        if row.k == k
-    }
+def _plot(comparisons: "Sequence[Comparison]", k: int) -> dict[str, Any]:
+    """Paired differences: they are far smaller than what all variants have in common."""
+    rows, others = {}, ""
+    for row in comparisons:
+        if row.k != k or row.difference is None:
+            continue
+        found = row.difference
+        rows[row.variant] = plots.Estimate(value=found.value, low=found.low, high=found.high)
+        others += "" if row.reference == DEFAULT else f"; {row.variant} to {row.reference}"
+    svg = plots.differences(rows, label=f"difference of recall@{k}", width=5.6) if rows else ""
+    return {"svg": svg, "caption": f"Recall@{k}, paired differences to the default{others}"}

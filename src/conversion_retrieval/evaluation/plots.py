@@ -121,17 +121,19 @@ def slice_dots(groups: Mapping[str, Mapping[str, Estimate]]) -> Markup:
         return _svg(figure, "Recall by slice")
 
 
-def differences(rows: Mapping[str, Estimate], *, margin: float, label: str) -> Markup:
-    """Differences with intervals, one a row, beside zero and the margin that they may not fall below."""
+def differences(rows: Mapping[str, Estimate], *, label: str, margin: float | None = None, width: float = 6.2) -> Markup:
+    """Differences with intervals, one a row, beside zero and the margin, if any, that they may not fall below."""
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(6.2, 0.8 + 0.26 * len(rows))
+        figure, axes = _figure(width, 0.8 + 0.26 * len(rows))
         axes.axvline(0, color=MUTED, linewidth=1)
-        axes.axvline(margin, color=FAILED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"margin {margin:g}")
+        if margin is not None:
+            axes.axvline(margin, color=FAILED, linewidth=1.2, linestyle=(0, (4, 3)), label=f"margin {margin:g}")
         _dots(axes, list(rows.values()), np.arange(len(rows)), color=CANDIDATE, label="candidate minus champion")
         _name_rows(axes, list(rows))
         axes.set_xlabel(label)
-        axes.locator_params(axis="x", nbins=5)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        if margin is not None:
+            figure.legend(loc="outside upper left", ncols=2, fontsize=9)
         return _svg(figure, label)
 
 
