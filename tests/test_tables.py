@@ -220,9 +220,10 @@ def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
         read_tables(directory)
 
 
-def test_an_item_column_of_a_name_that_features_use_is_refused_where_it_is(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"expected no items column called advertiser in .*items.parquet"):
-        read_tables(write(tmp_path, items=ITEMS.append_column("advertiser", pa.array(["x"]))))
+@pytest.mark.parametrize("name", ["advertiser", "first_seen"])
+def test_an_item_column_of_a_name_that_features_use_is_refused_where_it_is(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TableError, match=rf"expected no items column called {name} in .*items.parquet"):
+        read_tables(write(tmp_path, items=ITEMS.append_column(name, pa.array(["x"]))))
 
 
 def test_a_type_that_is_no_feature_is_refused_with_those_that_are(tmp_path: Path) -> None:

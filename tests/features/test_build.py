@@ -12,6 +12,7 @@ from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.grouped import count_before, mixed_hash
 from conversion_retrieval.features.label_statistics import delay_curve, label_variance, weight_statistics
 from conversion_retrieval.features.windows import DAY, SplitWindows, Window
+from conversion_retrieval.schema import ITEMS
 from tests.features.tables import event, items_table, random_rows
 from tests.features.worlds import build_world, short_config
 
@@ -177,9 +178,10 @@ def test_context_vectors_of_two_lengths_are_refused(tmp_path):
         build_world(tmp_path, [*rows, event("u0", "i0", "click", 25)])
 
 
-def test_an_items_column_with_a_reserved_name_is_refused(tmp_path):
-    with pytest.raises(UserError, match="first_seen"):
-        build_world(tmp_path, [event("u0", "i0", "click", 1)], items=items_table(2, first_seen=[1, 2]))
+def test_what_is_added_to_the_items_is_what_no_column_of_theirs_may_be_called(tmp_path, rows):
+    world = build_world(tmp_path, rows, items=items_table(6))
+    added = set(pq.read_schema(world.features_dir / "items.parquet").names) - set(items_table(6).column_names)
+    assert added == set(ITEMS.reserved_columns)
 
 
 def test_an_explicit_as_of_hides_all_that_was_reported_later(tmp_path, rows):
