@@ -78,10 +78,12 @@ def ablate(
     except OSError as error:
         raise UserError(f"expected a directory to write to at {output_dir}, found: {error}") from None
     snapshot_dir = _snapshot(data_uri, output_dir, config)
-    _require_conversions(*_features(snapshot_dir, output_dir / "features", variant_config(config, DEFAULT, seed=0)))
     runs = [(name, seed) for seed in range(num_seeds) for name in names]
     dirs = {run: output_dir / "variants" / f"{run[0]}-seed{run[1]}" for run in runs}
     missing = [run for run in runs if not is_complete(dirs[run], "variant")]
+    if missing:
+        default = variant_config(config, DEFAULT, seed=0)
+        _require_conversions(*_features(snapshot_dir, output_dir / "features", default))
     jobs = [
         Job(
             name=f"{name}, seed {seed}",
@@ -331,9 +333,8 @@ def _spec_digest(features: FeatureConfig) -> str:
     """Of the content of the spec that a person edited, whose path alone is an option; empty without one."""
     if not features.spec_path:
         return ""
-    path = spec_file(features.spec_path)
-    read_spec(path)  # what is wrong with it is said now
-    return contracts.file_digest(path)
+    read_spec(features.spec_path)  # what is wrong with it is said now
+    return contracts.file_digest(spec_file(features.spec_path))
 
 
 def _wherever_computed(features: FeatureConfig) -> FeatureConfig:

@@ -79,12 +79,8 @@ def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> st
 
 def _plot(comparisons: "Sequence[Comparison]", k: int) -> dict[str, Any]:
     """Paired differences: they are far smaller than what all variants have in common."""
-    rows, others = {}, ""
-    for row in comparisons:
-        if row.k != k or row.difference is None:
-            continue
-        found = row.difference
-        rows[row.variant] = plots.Estimate(value=found.value, low=found.low, high=found.high)
-        others += "" if row.reference == DEFAULT else f"; {row.variant} to {row.reference}"
+    compared = [(row, row.difference) for row in comparisons if row.k == k and row.difference is not None]
+    rows = {row.variant: plots.Estimate(value=d.value, low=d.low, high=d.high) for row, d in compared}
+    others = "".join(f"; {row.variant} to {row.reference}" for row, _ in compared if row.reference != DEFAULT)
     svg = plots.differences(rows, label=f"difference of recall@{k}", width=5.6) if rows else ""
     return {"svg": svg, "caption": f"Recall@{k}, paired differences to the default{others}"}

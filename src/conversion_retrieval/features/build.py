@@ -31,7 +31,7 @@ from conversion_retrieval.features.merge import SplitFiles, load, order_queries,
 from conversion_retrieval.features.partitions import Plan, make_partitions
 from conversion_retrieval.features.performance import BinnedCounts, merge_counts, snapshot_grid
 from conversion_retrieval.features.performance_files import PerformanceSummary, write_performance
-from conversion_retrieval.features.spec import FeatureSpec, Statistic, read_spec, spec_file
+from conversion_retrieval.features.spec import FeatureSpec, Statistic, read_spec
 from conversion_retrieval.features.statistics import Moments
 from conversion_retrieval.features.timeline import aggregate_names
 from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows, split_windows
@@ -53,7 +53,7 @@ def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, co
     snapshot_dir = Path(snapshot_dir).absolute()  # other processes may have other working directories
     manifest = open_artifact(snapshot_dir, kind="snapshot")
     inputs = {"snapshot": manifest.digest}
-    template = read_spec(spec_file(config.features.spec_path)) if config.features.spec_path else None
+    template = read_spec(config.features.spec_path) if config.features.spec_path else None
     Path(features_dir).parent.mkdir(parents=True, exist_ok=True)
     scratch_parent = Path(config.features.shared_dir or Path(features_dir).parent).absolute()
     with (

@@ -219,7 +219,7 @@ def spec_file(path: Path | str) -> Path:
 
 def read_spec(path: Path | str) -> FeatureSpec:
     """Read the YAML alone: for a spec that a person wrote, whose vocabularies and statistics are still to be made."""
-    path = Path(path)
+    path = spec_file(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

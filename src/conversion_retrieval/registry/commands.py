@@ -84,7 +84,8 @@ def prune(registry_uri: str, keep: int, *, partial_hours: float = PARTIAL_HOURS)
 
 def _existing(registry_uri: str) -> Registry:
     """The registry, but a local path that is not there is a mistyped one: nothing could be shown of it."""
-    if "://" not in registry_uri and not Path(registry_uri).is_dir():
+    local = registry_uri.removeprefix("file://")
+    if "://" not in local and not Path(local).is_dir():
         raise UserError(f"expected a registry at {registry_uri}, found no such directory")
     return Registry.open(registry_uri)
 

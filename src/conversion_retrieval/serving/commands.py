@@ -14,7 +14,7 @@ from rich.table import Table
 
 from conversion_retrieval.command_line import output_width
 from conversion_retrieval.contracts import new_file
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.schema import TIMESTAMP
@@ -184,28 +184,27 @@ def _read_requests(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected requests at {path}, found: {one_line(error)}") from None
     if "user_id" not in table.column_names:
         found = ", ".join(table.column_names) or "none"
         raise UserError(f"expected requests with a column user_id in {path}, found the columns {found}")
     if unknown := [name for name in table.column_names if name not in kinds]:
         raise UserError(f"expected requests with columns out of {', '.join(kinds)} in {path}, found {unknown[0]!r}")
-    if "time" in table.column_names and not _is_instant(table.schema.field("time").type):
-        kind = table.schema.field("time").type
-        raise UserError(f"expected times with a time zone in column time of {path}, found {kind}: convert them to UTC")
+    for field in table.schema:
+        if pa.types.is_timestamp(field.type) and field.type.tz is None:  # text without a zone fails in the cast
+            raise UserError(
+                f"expected times with a time zone in column {field.name} of {path}, found {field.type}: "
+                "convert them to UTC"
+            )
     try:
         table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
     except pa.ArrowException as error:
-        raise UserError(f"expected requests at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected requests at {path}, found: {one_line(error)}") from None
     if nulls := table["user_id"].null_count:
         raise UserError(f"expected a user_id in every row of {path}, found {nulls:,} without")
     if "time" in table.column_names:
         table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
     return table
-
-
-def _is_instant(kind: pa.DataType) -> bool:
-    return pa.types.is_null(kind) or (pa.types.is_timestamp(kind) and kind.tz is not None)
 
 
 def _rows(first_request: int, answers: Sequence[Candidates]) -> pa.Table:
