@@ -10,7 +10,7 @@ from typing import Any, Final
 import yaml
 
 from conversion_retrieval.config import stage_config
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.evaluation.variants import select_variants, split_names
 from conversion_retrieval.options import hint
 from conversion_retrieval.storage import check_uri
@@ -56,7 +56,7 @@ def read_pipeline(path: Path) -> dict[str, Any]:
     try:
         spec = next(yaml.safe_load_all(path.read_bytes()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, StopIteration) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"expected a compiled pipeline at {path}, found: {reason}; make it with `compile`") from None
     if not isinstance(spec, dict) or not {"pipelineInfo", "root", "deploymentSpec"} <= set(spec):
         raise UserError(f"expected a compiled pipeline at {path}, found other YAML; make it with `compile`")

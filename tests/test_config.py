@@ -41,6 +41,9 @@ def test_resolved_values_parse_back_to_the_same_configuration():
     ("override", "message"),
     [
         ("training.batchsize=3", "unknown key training.batchsize; did you mean training.batch_size?"),
+        ("max_epochs=3", "unknown key max_epochs; did you mean training.max_epochs?"),
+        ("model.learning_rate=1", "unknown key model.learning_rate; did you mean training.learning_rate?"),
+        ("encoder=none", "unknown key encoder; did you mean model.history.encoder?"),
         ("trainin.batch_size=3", "unknown key trainin; did you mean training?"),
         ("model.query_tower.layouts=parallel", "did you mean model.query_tower.layout?"),
         ("model.query_tower.layout=diagonal", "model.query_tower.layout: .*'diagonal'"),

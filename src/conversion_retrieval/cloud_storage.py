@@ -16,7 +16,7 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from urllib3.exceptions import HTTPError
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.storage import (
     NotFoundError,
     ObjectInfo,
@@ -217,7 +217,7 @@ class CloudStore:
                 raise StorageUnavailableError(message) from None
             raise NotFoundError(f"expected an object {key} in {self.uri}, found none") from None
         except FAILURES as error:
-            message = " ".join(str(error).split())
+            message = one_line(error)
             raise StorageUnavailableError(
                 f"expected to reach {key or 'objects'} in {self.uri}, found: {message}"
             ) from None

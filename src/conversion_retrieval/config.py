@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.evaluation.config import ENGAGEMENT_ONLY, EvaluationConfig
 from conversion_retrieval.features.config import FeatureConfig, LabelConfig, SplitConfig
 from conversion_retrieval.index.config import IndexConfig
@@ -63,7 +63,7 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
         try:
             loaded = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"expected a YAML configuration at {path}, found: {_one_line(error)}") from None
+            raise UserError(f"expected a YAML configuration at {path}, found: {one_line(error)}") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"expected a mapping of sections at {path}, found {type(loaded).__name__}")
         # A section whose every line is commented out reads as null.
@@ -153,17 +153,29 @@ def _set(values: dict[str, Any], override: str) -> None:
     try:
         values[name] = _plain(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise UserError(f"expected a YAML value in {override!r}, found: {_one_line(error)}") from None
+        raise UserError(f"expected a YAML value in {override!r}, found: {one_line(error)}") from None
 
 
 def _refuse_unknown(values: Mapping[str, Any], owner: type, *, where: str, prefix: str) -> None:
     fields = {f.name: f for f in dataclasses.fields(owner)}
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key {prefix}{key}; {hint(str(key), fields, prefix=prefix)}")
+            elsewhere = [name for name in _options() if name.rpartition(".")[2] == key]
+            nearest = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else hint(str(key), fields, prefix=prefix)
+            raise UserError(f"{where}: unknown key {prefix}{key}; {nearest}")
         nested = fields[key].type
         if isinstance(nested, type) and dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
             _refuse_unknown(value, nested, where=where, prefix=f"{prefix}{key}.")
+
+
+def _options(owner: type = PipelineConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all options."""
+    for option in dataclasses.fields(owner):
+        nested = option.type
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            yield from _options(nested, f"{prefix}{option.name}.")
+        else:
+            yield f"{prefix}{option.name}"
 
 
 def _reason(error: Mapping[str, Any]) -> str:
@@ -196,7 +208,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.isoformat() if isinstance(value, date) else value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

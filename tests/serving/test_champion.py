@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.index.search import ItemIndex
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
-from conversion_retrieval.serving import server
+from conversion_retrieval.serving import commands, server
 from conversion_retrieval.serving.batching import Batcher
 from conversion_retrieval.serving.bundle_cache import BundleCache
 from conversion_retrieval.serving.champion import ChampionLoader
+from conversion_retrieval.serving.commands import retrieve_user
 from tests.serving.conftest import Run
 
 
@@ -48,6 +50,27 @@ def test_the_champion_is_loaded_and_followed(
     second = promote_second(registry, run, tmp_path / "second")
     assert server.follow_champion(model, loader)
     assert model.version == second
+
+
+def test_a_champion_that_was_altered_is_refused_with_the_way_back(
+    registry: Registry, run: Run, loader: ChampionLoader, tmp_path: Path
+) -> None:
+    first = registry.champion().version
+    second = promote_second(registry, run, tmp_path / "second")
+    (Path(registry.uri) / "versions" / second / "items.parquet").write_bytes(b"x")
+    with pytest.raises(CorruptArtifactError, match=rf"items\.parquet.*registry rollback --registry {registry.uri}$"):
+        loader.load()
+    registry.rollback()
+    assert loader.load().version == first
+
+
+@pytest.mark.parametrize("read", [server.serve, lambda uri: retrieve_user(uri, "data", "u")])
+def test_a_mistyped_registry_is_no_registry_without_champion(
+    read: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "read_tables", lambda _: None)
+    with pytest.raises(UserError, match=r"expected a registry at .*/regstry, found no such directory"):
+        read(str(tmp_path / "regstry"))
 
 
 @pytest.mark.usefixtures("silent_index")
@@ -99,7 +122,7 @@ def test_a_champion_that_cannot_be_read_is_downloaded_ever_less_often_until_it_i
 
 def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a champion"):
-        server.serve(str(tmp_path / "registry"))
+        server.serve(str(tmp_path))
 
 
 def test_a_call_beyond_those_that_may_wait_is_answered_with_503(loader: ChampionLoader) -> None:

@@ -157,6 +157,27 @@ def test_bad_rows_are_counted_dropped_and_beyond_the_limit_stop(
     assert not strict.snapshot_dir.exists()
 
 
+def test_the_verdict_names_the_setting_and_what_the_future_is_measured_from(world: Any, validate: Callable) -> None:
+    """Oracle: an ``as_of`` with all events of the world before it, and two that are put behind it."""
+    last = world.events["event_time"].max()
+    as_of = last.normalize() + timedelta(days=1)
+    world.events.loc[[3, 9], "event_time"] = last + timedelta(days=30)
+    world.events.loc[[5], "user_id"] = None
+    outcome = validate(
+        world.write(),
+        f"split.as_of={as_of.tz_convert('Asia/Tokyo').isoformat()}",
+        "validation.max_invalid_rate=0.001",
+        "validation.max_future_days=2",
+    )
+    assert outcome.report["reason"] == (
+        f"events null_user_id user_id: {1 / len(world.events):.4g}, the limit is 0.001 (validation.max_invalid_rate), "
+        "1 row; and 1 more error"
+    )
+    assert outcome.check("future_dated")["meaning"] == (
+        f"after {as_of + timedelta(days=2):%Y-%m-%d} 00:00 UTC, split.as_of plus validation.max_future_days=2"
+    )
+
+
 def test_sample_names_file_and_row_of_a_bad_row(world: Any, validate: Callable) -> None:
     orphaned(world)
     (first, second) = validate(world.write(), *TOLERANT).check("orphan_item")["sample"]

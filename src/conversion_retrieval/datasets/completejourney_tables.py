@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conversion_retrieval.datasets.report import ImportReport
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 
 BATCH_ROWS: Final = 1 << 20
 
@@ -80,7 +80,7 @@ def read_batches(directory: Path, name: str, columns: dict[str, pa.DataType]) ->
     except FileNotFoundError:
         raise UserError(f"expected a Parquet file at {path}, found none") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected readable Parquet at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected readable Parquet at {path}, found: {one_line(error)}") from None
 
 
 def _check_columns(schema: pa.Schema, columns: dict[str, pa.DataType], path: Path) -> None:

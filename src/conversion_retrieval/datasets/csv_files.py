@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from conversion_retrieval.datasets.report import ImportReport
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import TIMESTAMP
 
@@ -57,7 +57,7 @@ def read_csv(
     except FileNotFoundError:
         raise UserError(f"expected a CSV file at {path}, found none") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"expected readable CSV at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected readable CSV at {path}, found: {one_line(error)}") from None
 
 
 def _header(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import read_manifest
-from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError, one_line
 from conversion_retrieval.features.inputs import EntityTable, QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.features.windows import DAY, SPLITS
@@ -387,7 +387,7 @@ def _open_array(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise CorruptArtifactError(f"expected an array at {path}, found: {' '.join(str(error).split())}") from None
+        raise CorruptArtifactError(f"expected an array at {path}, found: {one_line(error)}") from None
     return array
 
 

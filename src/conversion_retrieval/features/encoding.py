@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.features.inputs import EntityTable
 
 
@@ -165,7 +165,7 @@ def _refuse_wrong_type(read: Any, where: str, expected: str) -> Any:
     try:
         return read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, AttributeError) as error:
-        raise UserError(f"expected {expected} in column {where}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected {expected} in column {where}, found: {one_line(error)}") from None
 
 
 def _stack(columns: Sequence[NDArray[Any]], count: int, kind: type) -> NDArray[Any]:

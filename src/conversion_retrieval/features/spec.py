@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from conversion_retrieval.errors import CorruptArtifactError, UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError, one_line
 from conversion_retrieval.features.encoding import Vocabulary, encode_entities, normalize
 from conversion_retrieval.features.inputs import EntityTable
 from conversion_retrieval.schema import EVENT_TYPES
@@ -223,7 +223,7 @@ def read_spec(path: Path | str) -> FeatureSpec:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"expected a feature spec at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected a feature spec at {path}, found: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"expected a mapping in the feature spec at {path}, found {type(values).__name__}")
     version = values.get("schema_version", SCHEMA_VERSION)
@@ -304,7 +304,7 @@ def _read_vocabularies(path: Path) -> dict[str, Vocabulary]:
     try:
         table = pq.read_table(path, schema=VOCABULARIES_SCHEMA).combine_chunks()
     except (OSError, pa.ArrowException) as error:
-        raise CorruptArtifactError(f"expected vocabularies at {path}, found: {' '.join(str(error).split())}") from None
+        raise CorruptArtifactError(f"expected vocabularies at {path}, found: {one_line(error)}") from None
     names = table["vocabulary"].to_numpy()
     starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
     vocabularies = {}

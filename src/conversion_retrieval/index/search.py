@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import open_artifact
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, one_line
 from conversion_retrieval.index.flat import Search, search_of
 
 INDEX_FILE: Final = "index.faiss"
@@ -77,7 +77,7 @@ def read_index(directory: Path, *, digest: str = "") -> ItemIndex:
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
+        reason = one_line(error)[-200:]
         raise CorruptArtifactError(f"expected a FAISS index at {path}, found an unreadable file: {reason}") from None
     item_ids = _read_item_ids(directory / ITEM_IDS_FILE)
     if index.ntotal != len(item_ids):
@@ -91,7 +91,7 @@ def _read_item_ids(path: Path) -> pa.StringArray:
     try:
         column = pq.read_table(path)["item_id"]
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise CorruptArtifactError(f"expected item ids at {path}, found: {' '.join(str(error).split())}") from None
+        raise CorruptArtifactError(f"expected item ids at {path}, found: {one_line(error)}") from None
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())
 
 

@@ -1,7 +1,6 @@
 """What the command line prints about a registry."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -30,7 +29,7 @@ MARKS: Final = {True: "passed", False: "failed", None: "undecided"}
 
 def show(registry_uri: str, version: str | None = None) -> None:
     """Print a version (the champion if none is named): why it was promoted, checks, main metrics, inputs."""
-    registry = _existing(registry_uri)
+    registry = Registry.existing(registry_uri)
     champion = registry.champion()
     shown = registry.show(version or _champion_version(champion, registry.uri))
     role = {True: "champion", False: "kept version"}[champion is not None and champion.version == shown.name]
@@ -44,7 +43,7 @@ def show(registry_uri: str, version: str | None = None) -> None:
 
 def history(registry_uri: str) -> None:
     """Print every promotion and rollback, oldest first: each replaced the one above."""
-    registry = _existing(registry_uri)
+    registry = Registry.existing(registry_uri)
     entries = registry.history()
     if not entries:
         CONSOLE.print(f"nothing was ever promoted in {registry.uri}")
@@ -56,13 +55,13 @@ def history(registry_uri: str) -> None:
 
 def rollback(registry_uri: str, version: str | None = None) -> None:
     """Serve an earlier version again and say what was replaced."""
-    champion = _existing(registry_uri).rollback(version)
+    champion = Registry.existing(registry_uri).rollback(version)
     CONSOLE.print(f"champion is now {champion.version} (before: {champion.previous or 'none'})")
 
 
 def diff(registry_uri: str, first: str, second: str) -> None:
     """Print what differs between two versions: metrics, configuration, and what they are made of."""
-    registry = _existing(registry_uri)
+    registry = Registry.existing(registry_uri)
     differences = compare(registry.show(first), registry.show(second))
     CONSOLE.print(f"first:  {first}\nsecond: {second}")
     metrics = [d for d in differences if d.kind == "metric" and d.name.startswith(TOLD_DIFFERENCES)]
@@ -75,19 +74,11 @@ def diff(registry_uri: str, first: str, second: str) -> None:
 
 def prune(registry_uri: str, keep: int, *, partial_hours: float = PARTIAL_HOURS) -> None:
     """Delete old versions and unfinished uploads, and name them."""
-    registry = _existing(registry_uri)
+    registry = Registry.existing(registry_uri)
     deleted = registry.prune(keep, partial_hours=partial_hours)
     for version in deleted:
         CONSOLE.print(f"deleted {version}")
     CONSOLE.print(f"{len(deleted)} deleted, {len(registry.versions())} versions kept in {registry.uri}")
-
-
-def _existing(registry_uri: str) -> Registry:
-    """The registry, but a local path that is not there is a mistyped one: nothing could be shown of it."""
-    local = registry_uri.removeprefix("file://")
-    if "://" not in local and not Path(local).is_dir():
-        raise UserError(f"expected a registry at {registry_uri}, found no such directory")
-    return Registry.open(registry_uri)
 
 
 def _champion_version(champion: Champion | None, uri: str) -> str:

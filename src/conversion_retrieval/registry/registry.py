@@ -76,6 +76,14 @@ class Registry:
         """The registry at a local path or ``gs://bucket/prefix``; nothing is created before the first promotion."""
         return cls(open_store(uri))
 
+    @classmethod
+    def existing(cls, uri: str) -> "Registry":
+        """The registry to read from; a local path that is not there is a mistyped one and raises ``UserError``."""
+        local = uri.removeprefix("file://")
+        if "://" not in local and not Path(local).is_dir():
+            raise UserError(f"expected a registry at {uri}, found no such directory")
+        return cls.open(uri)
+
     def champion(self) -> Champion | None:
         """The served version, or None before the first promotion.
 

@@ -35,11 +35,17 @@ class ChampionLoader:
     _broken: "_Broken | None" = None
 
     def load(self) -> Retriever:
-        """The champion, after it has answered a query; ``UserError`` where there is none."""
+        """The champion, after it has answered a query; ``UserError`` where there is none, or it cannot be read."""
         champion = self.registry.champion()
         if champion is None:
-            raise UserError(f"expected a champion in {self.registry.uri}, found none: promote a first one")
-        return self._load(champion.version)
+            raise UserError(
+                f"expected a champion in {self.registry.uri}, found none: promote a first one with allow_first"
+            )
+        try:
+            return self._load(champion.version)
+        except CorruptArtifactError as error:
+            remedy = f"conversion-retrieval registry rollback --registry {self.registry.uri}"
+            raise CorruptArtifactError(f"{error}; put it right, or serve the version before it: {remedy}") from None
 
     def load_if_changed(self, served: str) -> Retriever | None:
         """The new champion if it is another version than ``served``.

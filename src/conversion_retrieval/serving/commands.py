@@ -57,7 +57,7 @@ def retrieve_user(
     """
     _check_options(k, advertiser_cap)
     tables = read_tables(data_uri)
-    loader = ChampionLoader(Registry.open(registry_uri))
+    loader = ChampionLoader(Registry.existing(registry_uri))
     retriever = loader.load()
     events = read_user_events(tables, [user_id])
     if user_id not in events.positions and not _is_known(events, user_id):
@@ -104,7 +104,7 @@ def retrieve_requests(
     table = _read_requests(requests_path)
     with _output_file(output_path) as temporary:
         tables = read_tables(data_uri)
-        loader = ChampionLoader(Registry.open(registry_uri))
+        loader = ChampionLoader(Registry.existing(registry_uri))
         retriever = loader.load()
         events = read_user_events(tables, table["user_id"].to_pylist())
         options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 from starlette.datastructures import MutableHeaders
 
-from conversion_retrieval.serving.protocol import INPUT, MAX_BATCH
+from conversion_retrieval.serving.protocol import INPUT, MAX_BATCH, shown
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -113,30 +113,33 @@ def check_inference(body: bytes) -> None:
     _check_nesting(body)
     try:
         document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise _bad("a JSON body", "something else") from None
+    except orjson.JSONDecodeError as error:
+        raise _bad("a JSON body", str(error)) from None
     if not isinstance(document, dict) or not set(document) <= {"id", "parameters", "inputs", "outputs"}:
-        raise _bad("an object with inputs", "other keys or no object")
+        raise _bad("an object with inputs", shown([*document] if isinstance(document, dict) else document))
     if not isinstance(document.get("id", ""), str) or len(document.get("id", "")) > 256:
-        raise _bad("an id of at most 256 characters", "another")
-    if document.get("parameters", {}) != {} or document.get("outputs", []) != []:
-        raise _bad("no parameters and all outputs", "a selection")
+        raise _bad("an id of at most 256 characters", shown(document["id"]))
+    for name, empty in (("parameters", {}), ("outputs", [])):
+        if document.get(name, empty) != empty:
+            raise _bad(f"no {name}: every output is answered", shown(document[name]))
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise _bad("one input tensor", f"{len(inputs) if isinstance(inputs, list) else 'none'}")
+        raise _bad("inputs with one tensor", shown(inputs))
     _check_tensor(inputs[0])
 
 
 def _check_tensor(tensor: dict[str, Any]) -> None:
     if set(tensor) != {"name", "datatype", "shape", "data"}:
-        raise _bad("name, datatype, shape and data in the input", "other keys")
+        raise _bad("name, datatype, shape and data in the input", shown([*tensor]))
     if tensor["name"] != INPUT or tensor["datatype"] != "BYTES":
-        raise _bad(f"a BYTES tensor called {INPUT}", "another")
+        raise _bad(f"a BYTES tensor called {INPUT}", shown({name: tensor[name] for name in ("name", "datatype")}))
     data = tensor["data"]
-    if not isinstance(data, list) or not 1 <= len(data) <= MAX_BATCH or not all(isinstance(t, str) for t in data):
-        raise _bad(f"1 to {MAX_BATCH} texts in data", "something else")
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_BATCH:
+        raise _bad(f"1 to {MAX_BATCH} texts in data", f"{len(data)}" if isinstance(data, list) else shown(data))
+    if (other := next((text for text in data if not isinstance(text, str)), "")) != "":
+        raise _bad("texts in data, each a JSON object", shown(other))
     if tensor["shape"] != [len(data)] or any(isinstance(size, bool) for size in tensor["shape"]):
-        raise _bad(f"shape [{len(data)}]", "another")
+        raise _bad(f"shape [{len(data)}]", shown(tensor["shape"]))
     for text in data:
         try:
             encoded = text.encode()

@@ -5,6 +5,7 @@ answer: ``item_ids``, ``advertiser_ids``, ``reasons`` (BYTES; a JSON list of ite
 ``num_candidates``, INT64 [B]: places beyond it are padding.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,9 +15,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import ErrorDetails
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.spec import Column
+from conversion_retrieval.options import hint
 from conversion_retrieval.schema import EVENT_TYPES
 from conversion_retrieval.serving.requests import EVENT_SCHEMA, MAX_K, Request, UserEvents, inline_events
 from conversion_retrieval.serving.retriever import Candidates
@@ -27,10 +30,16 @@ MAX_BATCH: Final = 64
 MAX_HISTORY: Final = 1024
 MAX_DIMENSIONS: Final = 4096
 MAX_USER_COLUMNS: Final = 256
+MAX_TEXT: Final = 1024
+SHOWN: Final = 80  # characters of a wrong value that an answer repeats
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-Text = Annotated[str, Field(max_length=1024)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[Finite], Field(max_length=MAX_DIMENSIONS)]
+USER_VALUE: Final = (
+    f"a text of at most {MAX_TEXT} characters, a finite number, true, false, a list of at most {MAX_DIMENSIONS} "
+    "numbers or null"
+)
 UserValue = StrictBool | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)] | Finite | Text | Vector | None
 
 
@@ -77,13 +86,41 @@ def _parse(number: int, text: str | bytes) -> RequestDocument:
     try:
         document = RequestDocument.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"request {number}: {field}: {first['msg']}"[:500]) from None
+        # A misspelt key is also a missing one, but the nearest match is what helps.
+        first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+        raise UserError(f"request {number}: {_reason(first)}") from None
     for time in (document.time, *(t for e in document.history or () for t in (e.event_time, e.reported_time))):
         if time is not None and time.tzinfo is None:
             raise UserError(f"request {number}: expected times with a time zone, found {time.isoformat()}")
     return document
+
+
+def _reason(error: ErrorDetails) -> str:
+    """The field, what was expected of it and what was found, the latter cut short."""
+    kind, loc = error["type"], error["loc"]
+    if kind == "json_invalid":
+        return f"expected a JSON object, found: {error['msg'][:100]}"
+    if not loc:
+        return f"expected a JSON object, found {shown(error['input'])}"
+    if loc[-1] == "[key]":
+        return f"{loc[0]}: expected names of 1 to 256 characters, found {shown(error['input'])}"
+    if loc[0] == "user_columns" and len(loc) > 2:  # what follows is the first of the types that a value may have
+        return f"user_columns.{str(loc[1])[:SHOWN]}: expected {USER_VALUE}, found {shown(error['input'])}"
+    parents, name = [str(part) for part in loc[:-1]], str(loc[-1])
+    if kind == "extra_forbidden":
+        known = EventDocument if parents else RequestDocument
+        prefix = "".join(f"{part}." for part in parents)
+        return f"unknown key {prefix}{name[:SHOWN]}; {hint(name[:SHOWN], known.model_fields, prefix=prefix)}"
+    field = ".".join([*parents, name])
+    if kind == "missing":
+        return f"{field}: expected a value, found none"
+    return f"{field}: {error['msg']}, found {shown(error['input'])}"
+
+
+def shown(value: object) -> str:
+    """A value as JSON, of at most 80 characters."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def requests_of(

@@ -253,7 +253,7 @@ def serve(
     with bound(host, port) as sockets:
         use_one_core()
         tables = read_tables(data_uri) if data_uri else None
-        loader = ChampionLoader(Registry.open(registry_uri))
+        loader = ChampionLoader(Registry.existing(registry_uri))
         retriever = loader.load()
         known = read_user_events(tables) if tables else None
         model = ChampionModel(retriever, known)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import open_artifact
-from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.errors import CorruptArtifactError, one_line
 from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
@@ -148,5 +148,5 @@ def load_weights(model: TwoTower, path: Path) -> None:
 
 def _first_fault(error: Exception) -> str:
     """What is wrong with the first tensor: ``load_state_dict`` lists all of them."""
-    text = " ".join(str(error).split()).rpartition("Error(s) in loading state_dict for TwoTower: ")[2]
+    text = one_line(error).rpartition("Error(s) in loading state_dict for TwoTower: ")[2]
     return re.split(r'(?<="), "|(?<=\.) (?=size mismatch|Unexpected key)', text, maxsplit=1)[0][:300]

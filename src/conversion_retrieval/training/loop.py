@@ -7,7 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.losses.objective import LossValues
 from conversion_retrieval.progress import Meter, meter, say
 from conversion_retrieval.training.averaging import WeightAverage
@@ -230,7 +230,7 @@ class Trainer:
             self.learner.optimizer.load_state(checkpoint.group("optimizer"))
             self.average.load_state(checkpoint.group("average"))
         except (RuntimeError, KeyError) as error:
-            raise UserError(f"expected a checkpoint of this model, found: {' '.join(str(error).split())}") from None
+            raise UserError(f"expected a checkpoint of this model, found: {one_line(error)}") from None
         self.best, self.best_objective = (
             {name: tensor.to(self.learner.device) for name, tensor in checkpoint.group(group).items()}
             for group in ("best", "best_objective")

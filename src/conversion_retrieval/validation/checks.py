@@ -6,6 +6,7 @@ from typing import Any, Final
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.tables import TableReader
 from conversion_retrieval.validation.cleaning import DROP_RULES, REPAIRS, Cleaned, quoted
+from conversion_retrieval.validation.config import ValidationConfig
 from conversion_retrieval.validation.measurement import Check, Row
 from conversion_retrieval.validation.volume import CONVERSION_TYPES, volume_checks
 
@@ -47,21 +48,18 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
     }
     for rule in DROP_RULES:
         count = dropped.get(rule, 0)
-        maximum = limits.max_invalid_rate
-        if "duplicate" in rule:
-            maximum = limits.max_duplicate_rate
-        elif rule == "orphan_item":
-            maximum = limits.max_orphan_rate
+        kind = "duplicate" if "duplicate" in rule else "orphan" if rule == "orphan_item" else "invalid"
         yield Check(
             name=rule,
             table="events",
             column=COLUMN_OF.get(rule, rule.removeprefix("null_")),
             severity="error",
             observed=count / total,
-            maximum=maximum,
+            **_rate_limit(limits, f"max_{kind}_rate"),
             count=count,
             rule="drop",
             sample=_sample(cleaned, f"drop_rule = '{rule}'", limits.sample_rows) if count else [],
+            meaning=_future(cleaned, config) if rule == "future_dated" else "",
         )
     bits = ", ".join(f"sum((repairs & {1 << n} > 0)::INT) AS {rule}" for n, rule in enumerate(REPAIRS))
     repaired = cleaned.rows(f"SELECT {bits} FROM events")[0]
@@ -73,7 +71,7 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
             column=COLUMN_OF[rule],
             severity="error",
             observed=count / total,
-            maximum=limits.max_invalid_rate,
+            **_rate_limit(limits, "max_invalid_rate"),
             count=count,
             rule="set to null",
             sample=_sample(cleaned, f"repairs & {1 << number} > 0", limits.sample_rows) if count else [],
@@ -89,6 +87,18 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
         count=0,
         rule="stop",
     )
+
+
+def _rate_limit(limits: ValidationConfig, name: str) -> dict[str, Any]:
+    """The ``maximum`` of a check and the ``setting`` that it comes from."""
+    return {"maximum": getattr(limits, name), "setting": f"validation.{name}"}
+
+
+def _future(cleaned: Cleaned, config: PipelineConfig) -> str:
+    """After what moment an event is one of the future."""
+    origin = "split.as_of" if config.split.as_of else "now"
+    days = config.validation.max_future_days
+    return f"after {cleaned.latest:%Y-%m-%d %H:%M} UTC, {origin} plus validation.max_future_days={days:g}"
 
 
 def _time_order(cleaned: Cleaned, sample_rows: int) -> Check:
@@ -165,9 +175,9 @@ def _conversion_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Che
     viewed = within.format("view_time", _microseconds(config.labels.view_window_days))
     unattributable = f"NOT ({clicked} OR {viewed})"
     before = "click_time IS NULL AND first_click IS NOT NULL"
-    for name, condition, maximum in (
-        ("unattributable_conversion", unattributable, limits.max_unattributable_rate),
-        ("conversion_before_its_click", before, limits.max_invalid_rate),
+    for name, condition, limit in (
+        ("unattributable_conversion", unattributable, "max_unattributable_rate"),
+        ("conversion_before_its_click", before, "max_invalid_rate"),
     ):
         count = cleaned.value(f"SELECT count(*) FROM paired WHERE {condition}")
         sample = f"SELECT {SAMPLE_COLUMNS} FROM paired WHERE {condition} ORDER BY file, row LIMIT {limits.sample_rows}"
@@ -177,7 +187,7 @@ def _conversion_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Che
             column="event_time",
             severity="error" if name.startswith("unattributable") else "warning",
             observed=count / total,
-            maximum=maximum,
+            **_rate_limit(limits, limit),
             count=count,
             rule="keep",
             sample=_located(cleaned.rows(sample), cleaned.tables.events) if count else [],
@@ -198,24 +208,24 @@ def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig
     present = cleaned.value(f"SELECT count(*) FROM raw_{name} WHERE {key} IS NOT NULL")
     keys = cleaned.value(f"SELECT count(DISTINCT {key}) FROM raw_{name}")
     contents = cleaned.value(distinct)
+    invalid = _rate_limit(config.validation, "max_invalid_rate")
     for rule, (column, condition) in conditions.items():
         count = cleaned.value(f"SELECT count(*) FROM raw_{name} WHERE {condition}")
         sample = cleaned.rows(f"SELECT file, row, {key} FROM raw_{name} WHERE {condition} ORDER BY ALL LIMIT 20")
-        yield _entity_check(rule, name, column, count, total, config.validation.max_invalid_rate, sample, reader)
+        yield _entity_check(rule, name, column, count, total, invalid, sample, reader)
     repeated = f"SELECT file, row, {key} FROM raw_{name} WHERE {key} IN (SELECT {key} FROM raw_{name} GROUP BY 1 {{}}) "
     for rule, count, having in (
         ("exact_duplicate", present - contents, "HAVING count(*) > 1"),
         ("conflicting_duplicate", contents - keys, "HAVING count(*) > 1"),
     ):
         sample = cleaned.rows(repeated.format(having) + "ORDER BY ALL LIMIT 20") if count else []
-        limit = config.validation.max_duplicate_rate
-        yield _entity_check(rule, name, key, count, total, limit, sample, reader)
+        duplicate = _rate_limit(config.validation, "max_duplicate_rate")
+        yield _entity_check(rule, name, key, count, total, duplicate, sample, reader)
     if name == "items":
         having = "HAVING count(DISTINCT advertiser_id) > 1"
         count = cleaned.value(f"SELECT count(*) FROM (SELECT item_id FROM raw_items GROUP BY 1 {having})")
         sample = cleaned.rows(repeated.format(having) + "ORDER BY ALL LIMIT 20") if count else []
-        limit = config.validation.max_invalid_rate
-        yield _entity_check("advertiser_changes", name, "advertiser_id", count, total, limit, sample, reader)
+        yield _entity_check("advertiser_changes", name, "advertiser_id", count, total, invalid, sample, reader)
     for column in reader.schema:
         if str(column.type).startswith("list"):
             yield _lengths(cleaned, reader, column.name, config.validation.sample_rows)
@@ -227,7 +237,7 @@ def _entity_check(
     column: str,
     count: int,
     total: int,
-    maximum: float,
+    limit: dict[str, Any],
     sample: list[Row],
     reader: TableReader,
 ) -> Check:
@@ -237,7 +247,7 @@ def _entity_check(
         column=column,
         severity="error",
         observed=count / total,
-        maximum=maximum,
+        **limit,
         count=count,
         rule="drop",
         sample=_located(sample, reader),

@@ -54,12 +54,14 @@ class Cleaned:
     """The database after cleaning.
 
     It has ``events`` (canonical columns, ``drop_rule`` null where kept, ``repairs`` as a bit mask, ``file``, ``row``),
-    the view ``kept`` of the rows to keep, ``items``, and ``users`` where given, with unique keys.
+    the view ``kept`` of the rows to keep, ``items``, and ``users`` where given, with unique keys. Events after
+    ``latest`` were future-dated.
     """
 
     database: duckdb.DuckDBPyConnection
     tables: Tables
     time_order: TimeOrder
+    latest: datetime
 
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """A query's result as dictionaries."""
@@ -106,7 +108,7 @@ def clean(database: duckdb.DuckDBPyConnection, tables: Tables, *, latest: dateti
     _load_events(database, tables.events, latest, time_order)
     _mark_duplicates(database)
     database.execute("CREATE VIEW kept AS SELECT * FROM events WHERE drop_rule IS NULL")
-    return Cleaned(database=database, tables=tables, time_order=time_order)
+    return Cleaned(database=database, tables=tables, time_order=time_order, latest=latest)
 
 
 def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> None:

@@ -9,7 +9,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One measured number and its limits; ``rule`` says what happens to the rows: stop, drop, repair or keep."""
+    """One measured number and its limits; ``rule`` says what happens to the rows: stop, drop, repair or keep.
+
+    ``setting`` is the option that holds the limit, empty where none does; ``meaning`` what the name leaves open.
+    """
 
     name: str
     table: str
@@ -21,3 +24,5 @@ class Check:
     count: int
     rule: str
     sample: list[Row] = field(default_factory=list)
+    setting: str = ""
+    meaning: str = ""

@@ -81,7 +81,7 @@ def _latest(config: PipelineConfig) -> datetime:
     """Events after this are future-dated: the run's ``as_of`` where given, else now, plus the tolerance."""
     now = datetime.fromisoformat(config.split.as_of) if config.split.as_of else datetime.now(UTC)
     now = now if now.tzinfo else now.replace(tzinfo=UTC)
-    return now + timedelta(days=config.validation.max_future_days)
+    return now.astimezone(UTC) + timedelta(days=config.validation.max_future_days)
 
 
 def _report(
@@ -117,6 +117,7 @@ def _drift_check(name: str, value: float, limits: ValidationConfig) -> Check:
         severity=limits.drift_severity,
         observed=value,
         maximum=limits.max_drift_psi,
+        setting="validation.max_drift_psi",
         count=0,
         rule="stop" if limits.drift_severity == "error" else "keep",
     )
@@ -129,9 +130,16 @@ def _reason(errors: list[dict[str, Any]], failed: list[dict[str, Any]]) -> str:
     first = errors[0]
     limit = first["maximum"] if first["maximum"] is not None else first["minimum"]
     expected = f"the limit is {limit:g}" if limit is not None else f"expected {first['arguments']}"
-    more = f" ({len(errors) - 1} more errors)" if len(errors) > 1 else ""
+    setting = f" ({first['setting']})" if first["setting"] else ""
+    meaning = f" {first['meaning']}" if first["meaning"] else ""
+    more = f"; and {_counted(len(errors) - 1, 'more error')}" if len(errors) > 1 else ""
     observed = f"{first['observed']:.4g}" if isinstance(first["observed"], float) else first["observed"]
-    return f"{first['table']} {first['name']} {first['column']}: {observed}, {expected}, {first['count']} rows{more}"
+    where = " ".join(filter(None, (first["table"], first["name"], first["column"])))
+    return f"{where}: {observed}, {expected}{setting}, {_counted(first['count'], 'row')}{meaning}{more}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _unreadable(error: TableError) -> Report:
@@ -147,6 +155,8 @@ def _unreadable(error: TableError) -> Report:
         "count": error.files,
         "rule": "stop",
         "sample": [],
+        "setting": "",
+        "meaning": "",
         "success": False,
         "arguments": {},
     }

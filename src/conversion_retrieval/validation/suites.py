@@ -18,7 +18,7 @@ from typing import Any, Final
 import pandas as pd
 import yaml
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.schema import TABLES
 from conversion_retrieval.validation.cleaning import Cleaned, quoted
 from conversion_retrieval.validation.measurement import Check
@@ -134,6 +134,8 @@ def _result(
         "count": int(result.get("unexpected_count") or 0),
         "rule": "stop" if severity == "error" else "keep",
         "sample": [{"value": str(_plain(value))} for value in result.get("partial_unexpected_list") or []],
+        "setting": "",
+        "meaning": "",
         "success": verdict["success"],
         "arguments": arguments,
     }
@@ -196,7 +198,7 @@ def load_own(path: str) -> list[OwnExpectation]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"expected a YAML suite file at {path}, found: {' '.join(str(error).split())}") from None
+        raise UserError(f"expected a YAML suite file at {path}, found: {one_line(error)}") from None
     if not isinstance(content, dict) or not all(isinstance(entries, list) for entries in content.values()):
         raise UserError(f"expected a mapping from tables to lists of expectations at {path}")
     return [_own(table, entry, path) for table, entries in content.items() for entry in entries]
@@ -233,9 +235,7 @@ def _make(name: str, arguments: Mapping[str, Any], severity: str, path: str) -> 
     try:
         return getattr(gxe, known[wanted])(**arguments, severity=SEVERITIES[severity])
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"expected valid arguments of {name} in {path}, found: {' '.join(str(error).split())}"
-        ) from None
+        raise UserError(f"expected valid arguments of {name} in {path}, found: {one_line(error)}") from None
 
 
 def _snake(name: str) -> str:

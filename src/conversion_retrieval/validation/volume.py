@@ -22,9 +22,10 @@ CALENDAR = (
 def volume_checks(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
     """Days and (day, surface) pairs with too few events, null rates, and conversions reported too late."""
     limits = config.validation
-    yield _low_volume("days_below_min_events", "event_time", _low_days(cleaned, limits.min_events_per_day), limits)
+    low_days = _low_days(cleaned, limits.min_events_per_day)
     low_surfaces = _low_surface_days(cleaned, limits.min_events_per_surface_day)
-    yield _low_volume("surface_days_below_min_events", "surface", low_surfaces, limits)
+    yield _low_volume("days_below_min_events", "event_time", "min_events_per_day", low_days, limits)
+    yield _low_volume("surface_days_below_min_events", "surface", "min_events_per_surface_day", low_surfaces, limits)
     yield from _null_rates(cleaned, limits.max_null_rates)
     yield _late_reports(cleaned, config)
 
@@ -47,7 +48,7 @@ def _low_surface_days(cleaned: Cleaned, least: int) -> list[Row]:
     )
 
 
-def _low_volume(name: str, column: str, low: list[Row], limits: ValidationConfig) -> Check:
+def _low_volume(name: str, column: str, setting: str, low: list[Row], limits: ValidationConfig) -> Check:
     return Check(
         name=name,
         table="events",
@@ -55,6 +56,7 @@ def _low_volume(name: str, column: str, low: list[Row], limits: ValidationConfig
         severity="warning",
         observed=len(low),
         maximum=0,
+        setting=f"validation.{setting}",
         count=len(low),
         rule="keep",
         sample=low[: limits.sample_rows],
@@ -86,6 +88,7 @@ def _null_rate(cleaned: Cleaned, reader: TableReader, column: str, maximum: floa
         severity="warning",
         observed=missing / max(found["rows"], 1),
         maximum=maximum,
+        setting="validation.max_null_rates",
         count=missing,
         rule="keep",
     )
@@ -105,6 +108,7 @@ def _late_reports(cleaned: Cleaned, config: PipelineConfig) -> Check:
         severity="warning",
         observed=found["late"] / max(found["rows"], 1),
         maximum=limits.max_late_report_rate,
+        setting="validation.max_late_report_rate",
         count=found["late"],
         rule="keep",
     )
