@@ -196,7 +196,9 @@ def test_a_test_window_without_conversions_is_not_enough_to_decide(tmp_path: Pat
     reseal(directories["index_dir"], "index", lambda: None)
     verdict, decision = run_gate(directories, tmp_path)
     assert verdict == "insufficient_data"
-    assert {c.name: c.n for c in decision.checks}["enough_conversions"] == 0
+    checks = {c.name: c for c in decision.checks}
+    assert checks["enough_conversions"].n == 0
+    assert {c.detail for name, c in checks.items() if name.startswith("beats_")} == {"no conversions to compare on"}
 
 
 def test_conversions_without_their_slices_stop_the_gate_rather_than_pass_its_guardrails(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def _baseline_check(name: str, estimates: Estimates, columns: RecallColumns, con
     """Better than a baseline only if the paired difference's lower bound says so."""
     check = f"beats_{name}"
     if (column := columns.index(f"{CANDIDATE} - {name}")) is None:
-        return Check(name=check, passed=None, threshold=0.0, detail=f"the evaluation has no baseline {name!r}")
+        missing = f"the evaluation has no baseline {name!r}" if len(columns.ranks) else "no conversions to compare on"
+        return Check(name=check, passed=None, threshold=0.0, detail=missing)
     value, low, high = _difference(estimates, column, config)
     passed = None if _unknown(value, low) else bool(low > 0)
     detail = f"recall@{config.k} minus that of {name}, paired by conversion; the lower bound must exceed 0"
