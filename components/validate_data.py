@@ -15,6 +15,8 @@ def validate_data(
     snapshot: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
+    min_recall: float = -1.0,
+    min_conversions: int = -1,
 ) -> str:
     """Check events, items and users against the expectation suites; "valid" or "invalid".
 
@@ -24,14 +26,17 @@ def validate_data(
 
     from conversion_retrieval import notification
     from conversion_retrieval.config import stage_config
+    from conversion_retrieval.storage import check_pod_uris
     from conversion_retrieval.validation.stage import validate_data as stage
 
+    check_pod_uris(data_uri=data_uri, registry_uri=registry_uri)
     verdict = stage(
         data_uri=data_uri,
         snapshot_dir=Path(snapshot.path),
         report_dir=Path(report.path),
         page_path=Path(page.path),
-        config=stage_config(config_json, as_of=as_of),
+        # With the gate's limits, or a wrong one would be found after hours of training.
+        config=stage_config(config_json, as_of=as_of, min_recall=min_recall, min_conversions=min_conversions),
         champion_uri=registry_uri,
     )
     notification.record_outcome(

@@ -49,7 +49,10 @@ def ablation_pipeline(place: Placement) -> Any:
 
         """
         select_gpu_nodes_task = select_gpu_nodes(
-            gpu_type=gpu_type, type_label=place.gpu_type_label, pool={cluster.POOL_LABEL: cluster.GPU_POOL}
+            gpu_type=gpu_type,
+            gpu_count=gpu_count,
+            type_label=place.gpu_type_label,
+            pool={cluster.POOL_LABEL: cluster.GPU_POOL},
         )
         place.on_cpu(select_gpu_nodes_task, "select_gpu_nodes")
         on_gpu = {"gpu_count": gpu_count, "node_selector": select_gpu_nodes_task.output}

@@ -5,7 +5,7 @@ Each command imports its part when called, so that ``--help`` answers at once.
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -119,7 +119,7 @@ def run(
             config_path=config,
             overrides=(*(set_ or ()), *command_line.dask_overrides(dask, dask_address)),
             allow_first=allow_first,
-            parameters={"notification_url": notification_url},
+            notification_url=notification_url,
         )
     except local.StageFailedError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -150,7 +150,7 @@ def submit(
     run_id = remote.submit(client, submission, run_name=run_name)
     print(f"run {run_id}: {client.run_address(run_id)}")
     if wait:
-        remote.require_finished_well(remote.wait(client, run_id), run_id)
+        _wait(client, run_id)
 
 
 @app.command()
@@ -174,12 +174,26 @@ def schedule(
     from pipelines.cron import check_cron, next_times
 
     cron = check_cron(cron)
+    if not name.strip():
+        raise UserError("expected a name for the schedule, found none")
     submission = remote.prepare(pipeline, param or (), allow_mutable_image=allow_mutable_image)
     client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
     schedule_id = schedules.schedule(client, submission, cron=cron, name=name, paused=pause)
     print(f"schedule {schedule_id}: {name}, {'paused' if pause else 'running'}, version {submission.version_name}")
     if not pause:
         print("next: " + ", ".join(f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in next_times(cron)))
+
+
+def _wait(client: Any, run_id: str) -> None:
+    """End with the run, and as well or badly as it did; Ctrl-C ends the waiting alone."""
+    from pipelines import remote
+
+    try:
+        remote.require_finished_well(remote.wait(client, run_id), run_id)
+    except KeyboardInterrupt:
+        raise command_line.Stopped(
+            f"the run goes on: `status {run_id} --wait` follows it, `terminate {run_id}` stops it"
+        ) from None
 
 
 @app.command()
@@ -197,7 +211,7 @@ def status(
 
     client = connect(host, namespace=namespace, token_file=token_file, cookies=cookies)
     if wait:
-        remote.require_finished_well(remote.wait(client, run_id), run_id)
+        _wait(client, run_id)
     found = remote.run_status(client, run_id)
     print(f"{found.display_name}: {str(found.state).lower()}")
     for task, state in remote.task_states(found).items():

@@ -68,6 +68,8 @@ def connect(
     """
     where = host or os.environ.get(ENDPOINT_VARIABLE, "") or "the cluster"
     credentials = _credentials(token_file)
+    if not all(character.isprintable() and character.isascii() for character in cookies or ""):
+        raise UserError("expected cookies of printable ASCII characters on one line, found others")
     with translated(where, missing="found no API there: check --host (and its path)"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = Client(host=host or None, credentials=credentials, cookies=cookies)

@@ -15,6 +15,7 @@ from kfp import components, local
 
 from conversion_retrieval.config import config_values, load_config
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.notification import URL_VARIABLE
 from conversion_retrieval.storage import check_uri
 from pipelines.compile import compile_pipeline, placement
 from pipelines.stage_view import StageView
@@ -38,6 +39,7 @@ def run_locally(
     config_path: Path | None = None,
     overrides: tuple[str, ...] = (),
     allow_first: bool = False,
+    notification_url: str = "",
     parameters: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Compile into ``output_dir`` and execute that file; artifacts, log and report go to a directory per run.
@@ -57,13 +59,21 @@ def run_locally(
         "checkpoint_dir": str(output_dir.resolve() / "checkpoints"),
         **(parameters or {}),
     }
+    # Not as a parameter, which the log would show: a webhook's address is its password.
+    webhook = {URL_VARIABLE: notification_url} if notification_url else {}
     with _locked(output_dir):
         pipeline_path = compile_pipeline(output_dir / PIPELINE_FILE, placement(retry=False)).path
-        return execute(pipeline_path, arguments, output_dir)
+        return execute(pipeline_path, arguments, output_dir, environment=webhook)
 
 
-def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path) -> RunSummary:
-    """Execute a compiled pipeline's file with kfp.local and read how it ended."""
+def execute(
+    pipeline_path: Path,
+    arguments: Mapping[str, Any],
+    output_dir: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> RunSummary:
+    """Execute a compiled pipeline's file with kfp.local and read how it ended; stages see ``environment`` too."""
     pipeline = components.load_component_from_file(str(pipeline_path))
     before = _runs(output_dir)
     log_path = output_dir / LOG_FILE
@@ -74,7 +84,11 @@ def execute(pipeline_path: Path, arguments: Mapping[str, Any], output_dir: Path)
     )
     with contextlib.closing(StageView(log_path, stages=STAGES)) as view:
         try:
-            with _environment(output_dir / SCRATCH), contextlib.redirect_stdout(view), warnings.catch_warnings():
+            with (
+                _environment(output_dir / SCRATCH, environment or {}),
+                contextlib.redirect_stdout(view),
+                warnings.catch_warnings(),
+            ):
                 # kfp.local warns of every request and limit that a process on this machine does not have.
                 warnings.simplefilter("ignore")
                 pipeline(**arguments)
@@ -117,7 +131,7 @@ def _runs(output_dir: Path) -> set[Path]:
 
 
 @contextlib.contextmanager
-def _environment(scratch: Path) -> Iterator[None]:
+def _environment(scratch: Path, variables: Mapping[str, str]) -> Iterator[None]:
     """Stages start ``python3`` from PATH: it must be this one. Their lines must come as they are written.
 
     Temporary files go to ``scratch``, which is emptied before and after: kfp leaves some in every stage, and a stage
@@ -126,6 +140,7 @@ def _environment(scratch: Path) -> Iterator[None]:
     saved = dict(os.environ)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
+    os.environ.update(variables)
     os.environ["TMPDIR"] = str(scratch.resolve())
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     os.environ["PYTHONUNBUFFERED"] = "1"

@@ -2,9 +2,8 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
@@ -13,10 +12,10 @@ from conversion_retrieval.config import stage_config
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.evaluation.variants import select_variants, split_names
 from conversion_retrieval.options import hint
-from conversion_retrieval.storage import check_uri
-from conversion_retrieval.training.gpu_nodes import check_gpu_type
+from conversion_retrieval.storage import check_shared_uri
+from conversion_retrieval.training.gpu_nodes import check_gpu_count, check_gpu_type
+from pipelines import cluster
 
-GPU_COUNT: Final = re.compile("[1-9][0-9]{0,2}")
 BOOLEANS: Final = {"true": True, "false": False}
 
 
@@ -101,15 +100,15 @@ def _check_meaning(values: Mapping[str, Any]) -> None:
     if values.get("num_seeds", 1) < 1:
         raise UserError(f"expected at least 1 for parameter num_seeds, found {values['num_seeds']}")
     for name in ("data_uri", "registry_uri"):
-        if name not in values:
-            continue
-        if not values[name].startswith("gs://"):
-            raise UserError(
-                f"expected a gs:// prefix for {name}, found {values[name]!r}: pods share no local directory"
-            )
-        check_uri(values[name])
-    if not GPU_COUNT.fullmatch(values.get("gpu_count", "1")):
-        raise UserError(f"expected a whole number from 1 for parameter gpu_count, found {values['gpu_count']!r}")
+        if name in values:
+            check_shared_uri(values[name], name)
+    checkpoint_dir = PurePosixPath(values.get("checkpoint_dir", cluster.CHECKPOINT_DIR))
+    if not checkpoint_dir.is_relative_to(cluster.CHECKPOINT_DIR) or ".." in checkpoint_dir.parts:
+        raise UserError(
+            f"expected {cluster.CHECKPOINT_DIR} or a directory below it for checkpoint_dir, found "
+            f"{str(checkpoint_dir)!r}: the volume is mounted there, and all else is gone with the pod"
+        )
+    check_gpu_count(values.get("gpu_count", "1"))
     check_gpu_type(values.get("gpu_type", ""))
     url = values.get("notification_url", "")
     if url and not url.startswith(("http://", "https://")):

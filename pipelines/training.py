@@ -69,13 +69,22 @@ def training_pipeline(place: Placement) -> Any:
 
         with dsl.ExitHandler(notify_task, name="run"):
             select_gpu_nodes_task = select_gpu_nodes(
-                gpu_type=gpu_type, type_label=place.gpu_type_label, pool={cluster.POOL_LABEL: cluster.GPU_POOL}
+                gpu_type=gpu_type,
+                gpu_count=gpu_count,
+                type_label=place.gpu_type_label,
+                pool={cluster.POOL_LABEL: cluster.GPU_POOL},
             )
             place.on_cpu(select_gpu_nodes_task, "select_gpu_nodes")
             on_gpu = {"gpu_count": gpu_count, "node_selector": select_gpu_nodes_task.output}
 
             validate_data_task = validate_data(
-                data_uri=data_uri, registry_uri=registry_uri, as_of=as_of, config_json=config_json, run_id=run
+                data_uri=data_uri,
+                registry_uri=registry_uri,
+                as_of=as_of,
+                config_json=config_json,
+                min_recall=min_recall,
+                min_conversions=min_conversions,
+                run_id=run,
             )
             place.on_cpu(validate_data_task, "validate_data")
 
@@ -101,7 +110,7 @@ def training_pipeline(place: Placement) -> Any:
 
                 evaluate_task = evaluate(registry_uri=registry_uri, config_json=config_json, **built)
                 if place.evaluate_on_gpu:
-                    place.on_gpu(evaluate_task, "evaluate", **on_gpu)
+                    place.on_gpu(evaluate_task, "evaluate", **on_gpu | {"gpu_count": 1})  # it uses one
                 else:
                     place.on_cpu(evaluate_task, "evaluate")
 

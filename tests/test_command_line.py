@@ -38,6 +38,11 @@ def test_ctrl_c_says_what_was_left_and_ends_as_shells_expect(monkeypatch, capsys
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; nothing was left"
 
 
+def test_ctrl_c_may_leave_something_that_goes_on(monkeypatch, capsys):
+    assert end_of(monkeypatch, command_line.Stopped("the run goes on")) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted; the run goes on"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         end_of(monkeypatch, ZeroDivisionError())

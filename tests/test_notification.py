@@ -124,6 +124,12 @@ def test_a_busy_webhook_is_tried_again(webhook, tmp_path):
     assert len(webhook.received) == 2
 
 
+def test_a_webhook_that_refuses_is_not_asked_again(webhook, tmp_path):
+    webhook.statuses += [404]
+    assert not tell(webhook, tmp_path / "registry")
+    assert len(webhook.received) == 1
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9/secret-path", "file:///etc/secret-path", "secret-path", "http://[::bad"]
 )

@@ -19,6 +19,10 @@ DaskAddress = Annotated[
 ]
 
 
+class Stopped(Exception):  # noqa: N818 - what Ctrl-C did, and what goes on without it
+    """Ctrl-C where something else than ``run``'s advice is to be said."""
+
+
 def dask_overrides(dask: bool, dask_address: str) -> tuple[str, ...]:
     """The two options as ``section.key=value`` for the configuration."""
     address = (f"features.dask_address={json.dumps(dask_address)}",) if dask_address else ()
@@ -31,12 +35,18 @@ def output_width() -> int | None:
 
 
 def run(app: typer.Typer, *, interrupted: str) -> None:
-    """Run ``app``; a ``UserError`` becomes one line on standard error and exit code 2, Ctrl-C a line and 130."""
+    """Run ``app``; a ``UserError`` becomes one line on standard error and exit code 2, Ctrl-C a line and 130.
+
+    What Ctrl-C left is said by ``interrupted``, or by a ``Stopped`` that the command raises.
+    """
     try:
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(USER_ERROR_CODE)
+    except Stopped as stopped:
+        typer.echo(f"error: interrupted; {stopped}", err=True)
+        sys.exit(INTERRUPTED_CODE)
     except SystemExit as end:
         if end.code == INTERRUPTED_CODE:  # typer's word for a KeyboardInterrupt, which it keeps to itself
             typer.echo(f"error: interrupted; {interrupted}", err=True)

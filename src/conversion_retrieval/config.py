@@ -110,8 +110,9 @@ def stage_config(
         ("gate", "min_conversions"): "" if min_conversions < 0 else min_conversions,
     }
     for (section, name), value in given.items():
-        if value != "":
-            values[section] = {**(values.get(section) or {}), name: value}
+        own = values.get(section) or {}
+        if value != "" and isinstance(own, dict):  # what is no section is refused below
+            values[section] = {**own, name: value}
     return parse_config(values, where="config_json")
 
 

@@ -11,11 +11,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import say
@@ -132,11 +133,18 @@ def post(url: str, body: dict[str, Any]) -> None:
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=0.2, max=5),
-        retry=retry_if_exception_type(urllib.error.URLError),
+        retry=retry_if_exception(_may_pass),
         reraise=True,
     )
     with retrying.copy()(urllib.request.urlopen, request, timeout=TIMEOUT_SECONDS) as response:
         response.read()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """A 4xx is an answer, and the same next time."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return isinstance(error, urllib.error.URLError)
 
 
 def _write_outcome(registry_uri: str, run_id: str, outcome: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from conversion_retrieval.contracts import MANIFEST, sync
 from conversion_retrieval.errors import UserError
 
+POD_VARIABLE: Final = "KFP_POD_NAME"  # which Kubeflow Pipelines sets in every stage's pod
 LOCK_NAME: Final = ".lock"
 LOCK_SECONDS: Final = 60.0
 # Some file systems keep modification times only to a microsecond, a millisecond or two seconds.
@@ -139,6 +140,23 @@ def check_uri(uri: str | Path) -> None:
         raise UserError(f"expected gs://bucket/prefix, found no bucket in {uri}")
     if prefix := prefix.strip("/"):
         safe_key(prefix, uri=str(uri))
+
+
+def check_shared_uri(uri: str, name: str) -> None:
+    """``UserError`` unless all pods find the same at the parameter ``name``'s ``uri``."""
+    if not uri.startswith("gs://"):
+        raise UserError(f"expected a gs:// prefix for {name}, found {uri!r}: pods share no local directory")
+    check_uri(uri)
+
+
+def check_pod_uris(**uris: str) -> None:
+    """``check_shared_uri`` of all parameters that are not empty, in a pod of Kubeflow Pipelines.
+
+    The form of its UI takes any text, and a registry in a pod's own directory would be promoted into, and gone.
+    """
+    for name, uri in uris.items():
+        if uri and os.environ.get(POD_VARIABLE):
+            check_shared_uri(uri, name)
 
 
 def safe_key(key: str, *, uri: str) -> str:

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import CodeType
 
@@ -18,6 +19,7 @@ import pytest
 from kfp import dsl, local
 
 from conversion_retrieval.contracts import open_artifact
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.registry.registry import Registry
 from tests.worlds import tiny_world
 
@@ -202,8 +204,28 @@ def test_the_runs_record_holds_the_gates_verdict_and_recall_and_the_version(done
 
 def test_the_type_of_gpu_becomes_a_node_selector(in_processes):
     pool = {"conversion-retrieval/pool": "gpu"}
-    task = component("select_gpu_nodes")(gpu_type="nvidia-l4", type_label="accelerator", pool=pool)
+    task = component("select_gpu_nodes")(gpu_type="nvidia-l4", gpu_count="2", type_label="accelerator", pool=pool)
     assert task.output == {"conversion-retrieval/pool": "gpu", "accelerator": "nvidia-l4"}
+
+
+def test_what_the_uis_form_lets_pass_ends_a_run_before_its_data_are_read(root, monkeypatch):
+    with pytest.raises(UserError, match="expected a whole number from 1 for parameter gpu_count, found 'two'"):
+        component("select_gpu_nodes").python_func(gpu_type="", gpu_count="two", type_label="accelerator", pool={})
+    validate = partial(
+        component("validate_data").python_func,
+        data_uri="gs://bucket/data",
+        as_of="",
+        config_json="{}",
+        run_id="x",
+        snapshot=artifact(root, "unused", dsl.Dataset),
+        report=artifact(root, "unused", dsl.Artifact),
+        page=artifact(root, "unused", dsl.HTML),
+    )
+    with pytest.raises(UserError, match="min_recall must be between 0 and 1, found 5"):
+        validate(registry_uri="gs://bucket/registry", min_recall=5.0)
+    monkeypatch.setenv("KFP_POD_NAME", "validate-data-1")
+    with pytest.raises(UserError, match="expected a gs:// prefix for registry_uri, found 'bucket/registry': pods"):
+        validate(registry_uri="bucket/registry")
 
 
 @pytest.fixture

@@ -145,7 +145,29 @@ def test_roles_grant_no_wildcard_no_secrets_and_no_escalation(prod):
     for role in (d for d in prod if d["kind"] in {"Role", "ClusterRole"}):
         for rule in role["rules"]:
             assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
-            assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+            assert not {"pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+            if "secrets" in rule["resources"]:  # that of the artifact store, which the launcher reads as the pod
+                assert (rule["resourceNames"], rule["verbs"]) == (["mlpipeline-minio-artifact"], ["get"])
+
+
+def test_the_role_lets_the_training_sdk_look_for_its_runtime_in_both_places(prod):
+    """The SDK asks for the namespace's runtime first, and goes on to the cluster's after a "not found" alone."""
+    granted = {
+        resource
+        for role in prod
+        if role["kind"] in {"Role", "ClusterRole"}
+        for rule in role["rules"]
+        if "get" in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    assert {"trainjobs", "trainingruntimes", "clustertrainingruntimes"} <= granted
+
+
+def test_names_are_resolved_on_clusters_whose_resolver_is_no_pod(prod):
+    (policy,) = [d for d in prod if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "allow-dns"]
+    blocks = {to["ipBlock"]["cidr"] for rule in policy["spec"]["egress"] for to in rule["to"] if "ipBlock" in to}
+    assert blocks == {"169.254.169.254/32", "169.254.20.10/32"}
+    assert all({port["port"] for port in rule["ports"]} == {53} for rule in policy["spec"]["egress"])
 
 
 @pytest.mark.parametrize("overlay", ["prod", "dev"])
@@ -392,6 +414,12 @@ def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kse
     assert names(kserve_overlay, "InferenceService") == {"conversion-retrieval"}
     gone = {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
     assert not gone & {d["kind"] for d in kserve_overlay}
+
+
+def test_in_kubeflows_own_namespace_the_queue_is_open_to_it(tmp_path):
+    documents = render_with(tmp_path, resources=["overlays/prod"], components=["single_user"])
+    (queue,) = [d for d in documents if d["kind"] == "ClusterQueue"]
+    assert queue["spec"]["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}
 
 
 def test_in_kubeflows_own_namespace_nothing_holds_for_kubeflows_pods(single_user):

@@ -34,6 +34,13 @@ def test_five_fields_are_refused_with_the_reason_and_the_six_field_form():
         "0 0 3 * * MON#1",
         "0 0 3 * * ; ls",
         "H H 3 * * *",
+        "0 0 3 31 2 *",
+        "0 0 3 * * 7",
+        "0 0 3 * * 1-7",
+        "0 0 3 * * FRI-MON",
+        "0 0 22-4 * * *",
+        "0 0 3 * NOV-FEB *",
+        "0 0 3 * FOO-BAR *",
     ],
 )
 def test_what_the_backend_would_not_run_as_written_is_refused(expression):
@@ -41,6 +48,8 @@ def test_what_the_backend_would_not_run_as_written_is_refused(expression):
         check_cron(expression)
 
 
-@pytest.mark.parametrize("expression", ["0 0 3 * * *", "0 */15 * * * *", "0 0 3 1,15 * ?", "0 0 3 * JAN-MAR MON-FRI"])
+@pytest.mark.parametrize(
+    "expression", ["0 0 3 * * *", "0 */7 * 29 2 */7", "0 */15 * * * *", "0 0 3 1,15 * ?", "0 0 3 * JAN-MAR MON-FRI"]
+)
 def test_what_the_backend_runs_is_accepted(expression):
     assert check_cron(f"  {expression} ") == expression

@@ -31,7 +31,7 @@ def run(data_dir: Path, tmp_path: Path, *overrides: str, url: str = "", allow_fi
         output_dir=tmp_path / "runs",
         overrides=(*QUICK_RUN, *overrides),
         allow_first=allow_first,
-        parameters={"notification_url": url},
+        notification_url=url,
     )
 
 
@@ -42,6 +42,7 @@ def versions(tmp_path: Path) -> list[Path]:
 def test_a_good_candidate_becomes_the_champion_and_the_webhook_hears_of_it(data_dir, tmp_path, webhook):
     result = run(data_dir, tmp_path, "gate.min_conversions=1", url=webhook.url, allow_first=True)
     assert result.verdict == "promote"
+    assert "secret-path" not in (result.run_dir / "run.log").read_text()
     shown = io.StringIO()
     summary.show(result, Console(file=shown, width=160))
     for expected in (

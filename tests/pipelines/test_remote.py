@@ -240,6 +240,12 @@ def test_an_unknown_run_is_one_line(host, monkeypatch, capsys):
         (["--param", "min_recall=50"], "min_recall must be between 0 and 1"),
         (["--param", "min_conversions=0"], "min_conversions must be at least 1, found 0"),
         (["--param", "notification_url=hooks.example.com/secret"], "expected an http:// or https:// address"),
+        (["--param", "checkpoint_dir="], "expected /checkpoints or a directory below it for checkpoint_dir, found '.'"),
+        (["--param", "checkpoint_dir=gs://bucket/checkpoints"], "expected /checkpoints or a directory below it"),
+        (["--param", "checkpoint_dir=/checkpoints/../tmp"], "expected /checkpoints or a directory below it"),
+        (["--param", 'config_json={"gate": "x"}', "--param", "min_recall=0.1"], "expected a section of settings"),
+        (["--param", 'config_json={"split": [1]}', "--param", "as_of=2026-01-01"], "expected a section of settings"),
+        (["--cookies", "a\nb"], "expected cookies of printable ASCII characters on one line"),
         (["--param", "gpu_type=nvidia l4"], "expected the type of GPU as its node label has it"),
     ],
 )
@@ -252,6 +258,22 @@ def test_a_wrong_parameter_is_one_line_and_nothing_is_sent(
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not server.requests
+
+
+@pytest.mark.parametrize("command", ["submit", "status"])
+def test_ctrl_c_while_waiting_tells_that_the_run_goes_on(host, pipeline_path, monkeypatch, capsys, command):
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    options = [word for text in PARAMS for word in ("--param", text)]
+    assert run_command(monkeypatch, "submit", "--host", host, "--pipeline", str(pipeline_path), *options) == 0
+    run_id = capsys.readouterr().out.split()[1].rstrip(":")
+    monkeypatch.setattr(remote, "wait", interrupted)
+    again = {"submit": ("--pipeline", str(pipeline_path), *options), "status": (run_id,)}[command]
+    assert run_command(monkeypatch, command, *again, "--host", host, "--wait") == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: interrupted; the run goes on: `status ")
+    assert "starts again" not in told
 
 
 def test_a_missing_parameter_is_named_and_nothing_is_sent(server, host, pipeline_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +45,10 @@ class Cluster(KubernetesBackend):
         self.deleted: list[str] = []
 
     def list_jobs(self) -> list[SimpleNamespace]:
-        for job in self.jobs.values():
+        jobs = list(self.jobs.values())
+        for job in jobs:
             job.status = self.states.pop(0) if self.states else job.status
-        return list(self.jobs.values())
+        return jobs
 
     def train(self, *, runtime, trainer, options) -> None:
         spec: dict = {}
@@ -137,6 +139,14 @@ def test_a_file_in_the_place_of_the_checkpoint_volume_is_one_line(tmp_path):
     (tmp_path / "volume").write_text("")
     with pytest.raises(UserError, match=f"found: File exists at {tmp_path}/volume"):
         launch.check_writable(tmp_path / "volume")
+
+
+@pytest.mark.parametrize("path", ["", "checkpoints", "gs://bucket/checkpoints"])
+def test_checkpoints_that_would_go_with_the_pod_are_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="expected an absolute path for the checkpoints"):
+        launch.check_writable(Path(path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_trying_a_checkpoint_volume_leaves_nothing_there(tmp_path):
@@ -283,12 +293,27 @@ def test_a_complete_job_of_an_earlier_attempt_is_taken_while_its_result_is_there
     assert [job.name for job in cluster.started] == ["train-x"]
 
 
-def test_sigterm_deletes_the_job_whose_gpus_nobody_else_would_free(start, tmp_path):
+@pytest.mark.parametrize("answered", [True, False])
+def test_sigterm_deletes_the_job_whose_gpus_nobody_else_would_free(start, tmp_path, answered):
+    """At once, while the stage still waits for another answer: its pod may be gone a second later."""
+
     class Terminated(Cluster):
+        tried = threading.Event()
+
         def list_jobs(self) -> list[SimpleNamespace]:
-            if self.jobs:
+            found = super().list_jobs()
+            if self.jobs and not self.tried.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().list_jobs()
+                assert self.tried.wait(60)
+            return found
+
+        def delete_job(self, name: str) -> None:
+            first = not self.tried.is_set()
+            if answered or not first:
+                super().delete_job(name)
+            self.tried.set()
+            if first and not answered:
+                raise TimeoutError
 
     cluster = Terminated(["Running", "Running"], writes=False)
     with pytest.raises(SystemExit) as exit_:

@@ -8,6 +8,7 @@ from conversion_retrieval.errors import UserError
 
 # The syntax of a label's value: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
 LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+GPU_COUNT: Final = re.compile("[1-9][0-9]{0,2}")
 LABEL_KEY: Final = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{LABEL_VALUE.pattern}")
 
 
@@ -21,6 +22,12 @@ def gpu_node_selector(gpu_type: str, *, type_label: str, pool: Mapping[str, str]
         check_gpu_type(gpu_type)
         return {**pool, type_label: gpu_type}
     return dict(pool)
+
+
+def check_gpu_count(gpu_count: str) -> None:
+    """``UserError`` unless ``gpu_count`` is a whole number from 1."""
+    if not GPU_COUNT.fullmatch(gpu_count):
+        raise UserError(f"expected a whole number from 1 for parameter gpu_count, found {gpu_count!r}")
 
 
 def check_gpu_type(gpu_type: str) -> None:

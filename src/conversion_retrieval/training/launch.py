@@ -113,7 +113,12 @@ def launch_training(
 
 
 def check_writable(checkpoint_root: Path) -> None:
-    """Raise ``UserError`` unless a directory can be made below ``checkpoint_root``: hours before the first one is."""
+    """Raise ``UserError`` unless a directory can be made below ``checkpoint_root``: hours before the first one is.
+
+    A relative one, or an address, would be a directory of the pod, and gone with it.
+    """
+    if not checkpoint_root.is_absolute():
+        raise UserError(f"expected an absolute path for the checkpoints, found {str(checkpoint_root)!r}")
     try:
         checkpoint_root.mkdir(parents=True, exist_ok=True)
         Path(tempfile.mkdtemp(prefix=".probe-", dir=checkpoint_root)).rmdir()

@@ -1,5 +1,7 @@
 """Training on several nodes: a Kubeflow Trainer ``TrainJob``, started once, awaited, found again after a restart."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,10 +53,32 @@ def run_train_job(request: NodesRequest, *, client: Any = None, poll_seconds: fl
         client.delete_job(request.name)
         _wait_until_gone(client, request.name, poll_seconds)
         status = None
-    with stop_on_sigterm() as stop:
+    deletion = _Deletion(client, request.name)
+    with stop_on_sigterm(deletion.begin) as stop:
         if status is None:
             _start(client, request)
-        _wait(client, request.name, poll_seconds, stop)
+        _wait(client, request.name, poll_seconds, stop, deletion)
+
+
+class _Deletion:
+    """Deletes the job from the moment of the signal on: a pod's launcher may be gone a second later, and we with it.
+
+    In a thread of its own, as the signal may come while the main one is inside the client.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self._name = client, name
+        self.ended, self.succeeded = threading.Event(), False
+
+    def begin(self) -> None:
+        """Return at once; ``ended`` is set when the cluster has answered."""
+        threading.Thread(target=self._delete, daemon=True).start()
+
+    def _delete(self) -> None:
+        with contextlib.suppress(Exception):  # of any kind: ``_wait`` tries again and tells
+            self._client.delete_job(self._name)
+            self.succeeded = True
+        self.ended.set()
 
 
 def _client() -> Any:
@@ -112,19 +136,21 @@ def _status(client: Any, name: str) -> str | None:
     return None if job is None else str(job.status)
 
 
-def _wait(client: Any, name: str, poll_seconds: float, stop: StopRequest) -> None:
+def _wait(client: Any, name: str, poll_seconds: float, stop: StopRequest, deletion: _Deletion) -> None:
     last = ""
     while (status := _status(client, name)) != COMPLETE:
-        if status == FAILED or status is None:
-            raise UserError(f"expected TrainJob {name} to complete, found it {status or 'deleted'}: see its pods' logs")
         if stop.received:
-            client.delete_job(name)
+            deletion.ended.wait()
+            if not deletion.succeeded and status is not None:  # the signal came before the job, or nobody answered
+                client.delete_job(name)
             say(f"train: stopped by SIGTERM; TrainJob {name} is deleted, its checkpoints stay")
             raise Interrupted
+        if status == FAILED or status is None:
+            raise UserError(f"expected TrainJob {name} to complete, found it {status or 'deleted'}: see its pods' logs")
         if status != last:
             say(f"train: TrainJob {name} is {status}")
             last = status
-        time.sleep(poll_seconds)
+        deletion.ended.wait(poll_seconds)
 
 
 def _wait_until_gone(client: Any, name: str, poll_seconds: float) -> None:
