@@ -46,7 +46,7 @@ def training_pipeline(place: Placement) -> Any:
             data_uri: Directory or gs:// prefix with events, items and (optional) users as Parquet or CSV.
             registry_uri: Directory or gs:// prefix of bundle versions and the champion pointer.
             as_of: End of the newest window as an ISO date or time, UTC; empty is the midnight after the newest event.
-            allow_first: Promote although the registry has no champion to compare with.
+            allow_first: Promote although the registry has no champion, or none that these features can measure.
             config_json: Configuration overrides as JSON by section, for example {"training": {"max_epochs": 5}}.
             min_recall: Absolute floor of conversion recall at the gate's k; negative is as configured.
             min_conversions: Test conversions below which the verdict is insufficient_data; negative is as configured.

@@ -9,6 +9,8 @@ import pyarrow as pa
 EVENT_TYPES: Final = ("impression", "click", "save", "add_to_cart", "checkout")
 ENGAGEMENTS: Final = ("click", "save")
 CONVERSIONS: Final = ("add_to_cart", "checkout")
+KNOWN_EVENTS: Final = (*ENGAGEMENTS, *CONVERSIONS)
+"""What users did: what is new to them, baselines and slices go by it, whichever events a model's histories hold."""
 DEFAULT_SURFACES: Final = ("home_feed", "related_items", "search")
 
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")

@@ -59,7 +59,7 @@ def test_every_positive_is_sliced_by_what_was_known_when_the_window_began():
     )
     user = np.array([0, 2, 1])
     split = SimpleNamespace(
-        positives=positives, user=user, surface=np.array([2, 0, 1]), history_end=log.offsets[user] + [2, 0, 1]
+        positives=positives, user=user, surface=np.array([2, 0, 1]), known_end=log.offsets[user] + [2, 0, 1]
     )
     found = slice_columns(dataset, split, log, int(days(5)))
     assert tuple(found) == SLICES

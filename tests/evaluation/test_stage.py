@@ -1,6 +1,7 @@
 """The whole stage on a small world. Oracle: ranks and metrics computed again from vectors with a sort."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,11 @@ import pytest
 from conversion_retrieval.contracts import new_artifact, open_artifact
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation import stage
+from conversion_retrieval.evaluation.model_scores import encode_window
+from conversion_retrieval.evaluation.rankers import popularity_order
 from conversion_retrieval.evaluation.results import Results
 from conversion_retrieval.evaluation.stage import evaluate
+from conversion_retrieval.evaluation.window import EvaluationWindow
 from conversion_retrieval.features.build import build_features
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
@@ -187,6 +191,63 @@ def test_a_bundle_whose_model_does_not_load_makes_the_champion_corrupt(world, tm
     champion = json.loads((tmp_path / "evaluation" / "manifest.json").read_text())["metadata"]["champion"]
     assert (champion["status"], champion["version"]) == ("corrupt", "v1")
     assert champion["reason"]
+
+
+@pytest.mark.parametrize(
+    ("features", "missing"),
+    [
+        ({"aggregate_windows_days": [2.0, 10.0]}, "without item_performance.impression_count_1d and"),
+        ({"history_events": ["click"]}, None),
+    ],
+)
+def test_a_champion_is_measured_with_all_that_it_was_trained_with_or_not_at_all(
+    world, tmp_path, monkeypatch, features, missing
+):
+    """Its histories are there whatever those of the candidate hold; its figures only if they were built."""
+    other = replace(world.config.features, **{name: tuple(values) for name, values in features.items()})
+    config = replace(world.config, features=other)
+    built = {"features_dir": tmp_path / "features", "spec_dir": tmp_path / "spec"}
+    build_features(snapshot_dir=world.snapshot_dir, **built, config=config)
+    monkeypatch.setattr(stage, "fetch_champion", champion_bundle(world))
+    evaluation = stage.Evaluation(
+        test=EvaluationWindow.of(
+            FeatureDataset.open(built["features_dir"], FeatureSpec.load(built["spec_dir"])), "test"
+        ),
+        validation=None,
+        config=world.config.evaluation,
+    )
+    state = evaluation.add_champion("x", built["features_dir"])
+    if missing:
+        assert state.status == "incomparable"
+        assert missing in state.reason
+        assert not evaluation.ranks
+    else:
+        same = FeatureDataset.open(world.features_dir, FeatureSpec.load(world.spec_dir)).split("test")
+        vectors = encode_window(load_model(world.model_dir), EvaluationWindow.of(dataset_of(world), "test"))
+        expected = np.argsort(np.argsort(-(vectors.queries @ vectors.items.T), axis=1, kind="stable"), axis=1)
+        ranks = evaluation.ranks["champion"].full
+        np.testing.assert_array_equal(ranks, expected[same.positives.query, same.positives.item])
+
+
+def dataset_of(world):
+    return FeatureDataset.open(world.features_dir, FeatureSpec.load(world.spec_dir))
+
+
+def test_baselines_slices_and_what_is_new_go_by_what_users_did_whatever_the_histories_hold(world, tmp_path):
+    """Oracle: the same window of features whose histories hold everything."""
+    config = replace(world.config, features=replace(world.config.features, history_events=()))
+    built = {"features_dir": tmp_path / "features", "spec_dir": tmp_path / "spec"}
+    build_features(snapshot_dir=world.snapshot_dir, **built, config=config)
+    blind = FeatureDataset.open(built["features_dir"], FeatureSpec.load(built["spec_dir"]))
+    assert not len(blind.events.item)
+    windows = [EvaluationWindow.of(data, "test") for data in (blind, dataset_of(world))]
+    found, expected = windows
+    np.testing.assert_array_equal(found.split.positives.new_to_user, expected.split.positives.new_to_user)
+    np.testing.assert_array_equal(found.seen.items, expected.seen.items)
+    assert found.seen.items.size
+    for name in expected.slices:
+        np.testing.assert_array_equal(found.slices[name], expected.slices[name], err_msg=name)
+    np.testing.assert_array_equal(popularity_order(found.log, found.start), popularity_order(expected.log, found.start))
 
 
 def test_vectors_that_are_not_finite_stop_the_run_and_leave_nothing(world, tmp_path, monkeypatch):

@@ -81,6 +81,26 @@ def test_a_report_after_the_training_window_is_no_training_label(tmp_path):
     assert [item for _, item, *_ in world.positives("train")] == ["i0"]
 
 
+def test_a_log_of_conversions_alone_has_queries_and_positives(tmp_path):
+    world = build_world(tmp_path, [event("u0", f"i{item}", "checkout", day) for item, day in enumerate((1, 4, 25))])
+    assert [item for _, item, *_ in world.positives("train")] == ["i0", "i1"]
+    assert [item for _, item, *_ in world.positives("test")] == ["i2"]
+
+
+def test_one_event_of_a_wrong_clock_changes_no_snapshot_and_no_statistic(tmp_path):
+    """Oracle: the same log without that event, which is one in 2,000."""
+    rows = numbered(random_rows(5, users=12, count=2000))
+    stray = event("u0", "i0", "impression", -20_000) | {"event_id": "stray"}
+    found, expected = (build_world(tmp_path / n, r) for n, r in (("with", [*rows, stray]), ("without", rows)))
+    np.testing.assert_array_equal(found.dataset.stored_performance.times, expected.dataset.stored_performance.times)
+    np.testing.assert_array_equal(
+        found.dataset.split("train").snapshot[-5:], expected.dataset.split("train").snapshot[-5:]
+    )
+    for one, other in zip(found.dataset.spec.item_performance, expected.dataset.spec.item_performance, strict=True):
+        assert one.name == other.name
+        assert (one.mean, one.std) == pytest.approx((other.mean, other.std), rel=0.01)
+
+
 def test_a_conversion_before_its_click_is_not_credited_to_it(tmp_path):
     rows = [
         event("u0", "i0", "checkout", 2, surface=None),

@@ -15,6 +15,7 @@ QUALITIES = ("better", "same", "worse", "too few", "NaN")
 STATES = {
     "absent": ChampionState(status="absent"),
     "present": ChampionState(status="present", version="v1", digest="c" * 64),
+    "incomparable": ChampionState(status="incomparable", version="v1", digest="c" * 64, reason="without clicks"),
     "corrupt": ChampionState(status="corrupt", reason="index/index.faiss is truncated"),
     "unreachable": ChampionState(status="unreachable", reason="no answer within 60 s"),
 }

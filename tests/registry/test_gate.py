@@ -17,6 +17,7 @@ TOO_LITTLE = "insufficient_data"
 EXPECTED = {
     "absent": ("promote", "promote", "promote", TOO_LITTLE, TOO_LITTLE),
     "present": ("promote", "promote", "reject", TOO_LITTLE, TOO_LITTLE),
+    "incomparable": ("promote", "promote", "promote", TOO_LITTLE, TOO_LITTLE),
     "corrupt": ("reject",) * 5,
     "unreachable": (TOO_LITTLE,) * 5,
 }
@@ -39,6 +40,14 @@ def test_verdict_follows_the_table_of_champion_states_and_candidate_qualities(
 def test_a_first_champion_needs_explicit_permission(quality: str) -> None:
     decision = decide(inputs_of(quality, "absent", allow_first=False), CONFIG)
     assert decision.verdict == "reject"
+    assert "allow_first" in decision.reason
+
+
+@pytest.mark.parametrize("quality", ["better", "same", "worse"])
+def test_a_champion_that_cannot_be_measured_is_replaced_by_explicit_permission_alone(quality: str) -> None:
+    decision = decide(inputs_of(quality, "incomparable", allow_first=False), CONFIG)
+    assert decision.verdict == TOO_LITTLE
+    assert "champion v1 cannot be measured on these features (without clicks)" in decision.reason
     assert "allow_first" in decision.reason
 
 

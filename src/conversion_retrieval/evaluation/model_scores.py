@@ -15,6 +15,10 @@ from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.training.load import LoadedModel, load_model
 
 
+class IncomparableError(UserError):
+    """A model that is whole cannot be measured on these features."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelVectors:
     """Vectors of a window's queries [Q, D] and of the catalogue [N, D]; a score is their inner product."""
@@ -60,7 +64,18 @@ def encode_window(model: LoadedModel, window: EvaluationWindow, head: str = "con
 
 
 def encode_bundle(bundle_dir: Path, features_dir: Path, split: str) -> ModelVectors:
-    """The same with the model of a bundle, features encoded by the bundle's own spec."""
+    """The same with the model of a bundle, features encoded by the bundle's own spec.
+
+    Raises ``IncomparableError`` where these features lack figures that the model was trained with (without them it is
+    not the model that is served, and would be beaten by a worse one), or columns are of other types or lengths.
+    """
     model_dir = bundle_dir / "model"
-    dataset = FeatureDataset.open(features_dir, FeatureSpec.load(model_dir / "spec"))
-    return encode_window(load_model(model_dir), EvaluationWindow.of(dataset, split))
+    spec, model = FeatureSpec.load(model_dir / "spec"), load_model(model_dir)
+    try:
+        dataset = FeatureDataset.open(features_dir, spec)
+        if missing := dataset.missing_figures:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"expected the figures that it was trained with, found features without {missing[0]}{more}")
+        return encode_window(model, EvaluationWindow.of(dataset, split))
+    except UserError as error:
+        raise IncomparableError(str(error)) from None

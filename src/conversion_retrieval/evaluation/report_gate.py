@@ -17,6 +17,7 @@ VERDICT_WORDS: Final = {
 CHAMPION_WORDS: Final = {
     "absent": "The registry had no champion to compare with.",
     "present": "Compared, query by query, with champion {version}, re-scored on this run's window and catalogue.",
+    "incomparable": "Champion {version} cannot be measured on these features: {reason}",
     "corrupt": "The champion could not be read: {reason}",
     "unreachable": "The registry could not be reached: {reason}",
 }

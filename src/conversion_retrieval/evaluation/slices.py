@@ -23,7 +23,7 @@ def slice_columns(dataset: FeatureDataset, split: Split, log: EventLog, before: 
     item, query = split.positives.item, split.positives.query
     counts = conversions_before(log, before)
     by_advertiser = np.bincount(dataset.item_advertiser, weights=counts, minlength=1).astype(np.float64)
-    history = split.history_end - log.offsets[split.user]
+    history = split.known_end - log.offsets[split.user]
     return {
         "surface": _names(["unknown", *dataset.spec.surfaces], split.surface[query]),
         "advertiser_size_decile": mass_deciles(by_advertiser)[dataset.item_advertiser[item]],

@@ -14,7 +14,13 @@ from conversion_retrieval.evaluation.baselines import fit_baseline
 from conversion_retrieval.evaluation.config import ENGAGEMENT_ONLY, EvaluationConfig
 from conversion_retrieval.evaluation.coverage import measure_coverage
 from conversion_retrieval.evaluation.measure import Measurer
-from conversion_retrieval.evaluation.model_scores import ModelVectors, encode_bundle, encode_window, open_inputs
+from conversion_retrieval.evaluation.model_scores import (
+    IncomparableError,
+    ModelVectors,
+    encode_bundle,
+    encode_window,
+    open_inputs,
+)
 from conversion_retrieval.evaluation.overlap import engagement_scores
 from conversion_retrieval.evaluation.ranking import Ranks, ScoreBlock, score_ranks
 from conversion_retrieval.evaluation.report import write_evaluation_page
@@ -103,6 +109,9 @@ class Evaluation:
                 return state
             try:
                 vectors = encode_bundle(Path(bundle_dir) / "bundle", features_dir, self.test.split.name)
+            except IncomparableError as error:
+                say(f"evaluate: champion incomparable: {error}")
+                return replace(state, status="incomparable", reason=str(error))
             except UserError as error:
                 return replace(state, status="corrupt", reason=str(error))
         self._add(CHAMPION, vectors.scores(self.config.block_queries))

@@ -11,7 +11,7 @@ from conversion_retrieval.evaluation.baselines import QuerySet
 from conversion_retrieval.evaluation.events import EventLog, Windows, seen_items
 from conversion_retrieval.evaluation.ranking import ItemLists
 from conversion_retrieval.evaluation.slices import slice_columns
-from conversion_retrieval.features.dataset import FeatureDataset, Split
+from conversion_retrieval.features.dataset import Events, FeatureDataset, Split
 from conversion_retrieval.schema import EVENT_TYPES
 
 CONVERSION_TASK, ENGAGEMENT_TASK = 0, 1
@@ -86,21 +86,25 @@ class EvaluationWindow:
 
 
 def event_log(dataset: FeatureDataset) -> EventLog:
-    """The dataset's history events as a log."""
-    events = dataset.events
+    """What users did as a log, whichever of it the model's histories hold."""
+    return log_of(dataset.known_events, dataset.num_items)
+
+
+def log_of(events: Events, num_items: int) -> EventLog:
+    """Flat events as a log."""
     return EventLog(
         item=np.asarray(events.item),
         action=np.asarray(events.action),
         time=np.asarray(events.time),
         available=np.asarray(events.available),
         offsets=np.asarray(events.offsets),
-        num_items=dataset.num_items,
+        num_items=num_items,
     )
 
 
 def history_windows(log: EventLog, split: Split) -> Windows:
-    """What each query of a split may know of its user."""
-    return Windows(starts=log.offsets[split.user], ends=split.history_end, times=split.time)
+    """What each query of a split may know of its user in the ``event_log``."""
+    return Windows(starts=log.offsets[split.user], ends=split.known_end, times=split.time)
 
 
 def task_queries(split: Split, windows: Windows, task: int, start: int) -> QuerySet:

@@ -144,5 +144,5 @@ def _pair(user: NDArray[np.int32], key: NDArray[np.integer]) -> NDArray[np.int64
 def _run_ends(starts: NDArray[np.bool_]) -> NDArray[np.int64]:
     """For each position the last one of its run."""
     first = np.flatnonzero(starts)
-    ends = np.append(first[1:], len(starts)) - 1
-    return np.repeat(ends, np.diff(np.append(first, len(starts))))
+    after = np.append(first[1:], len(starts))[: len(first)]  # no run ends where there is none
+    return np.repeat(after - 1, after - first)

@@ -36,7 +36,7 @@ from conversion_retrieval.features.statistics import Moments
 from conversion_retrieval.features.timeline import aggregate_names
 from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows, split_windows
 from conversion_retrieval.progress import say
-from conversion_retrieval.schema import TIMESTAMP
+from conversion_retrieval.schema import EVENT_TYPES, KNOWN_EVENTS, TIMESTAMP
 
 if TYPE_CHECKING:
     from conversion_retrieval.config import PipelineConfig
@@ -147,18 +147,20 @@ class _Build:
         self._users = Users.join(snapshot_dir / "users.parquet", scan.user_ids)
         self._windows = split_windows(
             config.split,
-            first_time=scan.first_time,
+            first_time=scan.dense_from,
             last_time=scan.last_time,
             last_available=scan.last_available,
         )
         self._grid = snapshot_grid(
             self._windows,
-            first_time=scan.first_time,
+            first_time=scan.dense_from,
             last_available=scan.last_available,
             config=config.features,
         )
         self._cap = duration_cap(scan, self._windows, config.labels)
-        self._history_events = template.history_events if template else tuple(config.features.history_events)
+        history_events = template.history_events if template else tuple(config.features.history_events)
+        # More than the model's histories hold: what users did is measured by, too.
+        self._stored_events = tuple(name for name in EVENT_TYPES if name in {*history_events, *KNOWN_EVENTS})
         self._directories: list[Path] = []
 
     def run(self) -> None:
@@ -175,7 +177,7 @@ class _Build:
             labels=config.labels,
             split=config.split,
             features=config.features,
-            history_events=self._history_events,
+            stored_events=self._stored_events,
             scratch_dir=self._scratch_dir,
         )
         partitions = make_partitions(self._scan.offsets, self._users.event_rows, config.features.num_partitions)
@@ -278,7 +280,7 @@ class _Build:
             "item_performance": list(performance.names),
             "user_aggregates": list(names),
             "surfaces": list(self._scan.surfaces),
-            "history_events": list(self._history_events),
+            "history_events": list(self._stored_events),
             "windows": self._windows.described(),
             "click_duration_cap_seconds": self._cap,
             "performance_priors": performance.priors,

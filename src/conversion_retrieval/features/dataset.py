@@ -18,7 +18,7 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError, one_lin
 from conversion_retrieval.features.inputs import EntityTable, QueryArrays
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.features.windows import DAY, SPLITS
-from conversion_retrieval.schema import EVENT_TYPES
+from conversion_retrieval.schema import EVENT_TYPES, KNOWN_EVENTS
 
 RECENT_SNAPSHOTS: Final = 4
 
@@ -60,7 +60,8 @@ class Split:
     """The labelled queries of one window, one row each, sorted by time and user.
 
     ``surface`` holds the spec's codes (0 unknown). ``history_end`` points past the last event that the query may see
-    in the flat event arrays. ``user_aggregates`` [Q, A] are raw; ``FeatureDataset.query_arrays`` normalises them.
+    in the flat event arrays of the spec's histories, ``other_known_end`` in ``FeatureDataset.known_events``, None where
+    those are the same. ``user_aggregates`` [Q, A] are raw; ``FeatureDataset.query_arrays`` normalises them.
     """
 
     name: str
@@ -75,6 +76,12 @@ class Split:
     context_embeddings: NDArray[np.float32]
     positives: Positives
     hard_negatives: HardNegatives
+    other_known_end: NDArray[np.int64] | None = None
+
+    @property
+    def known_end(self) -> NDArray[np.int64]:
+        """Past the last event that each query may know of all that users did, [Q]."""
+        return self.history_end if self.other_known_end is None else self.other_known_end
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -152,6 +159,9 @@ class FeatureDataset:
     stored_performance: Performance
     surface_codes: NDArray[np.int16]  # stored surface code -> this spec's
     event_positions: NDArray[np.int64] | None = field(default=None, repr=False)
+    # What users did, whichever of it the spec's histories hold; None where those are the same.
+    other_known_events: Events | None = field(default=None, repr=False)
+    known_positions: NDArray[np.int64] | None = field(default=None, repr=False)
     # Training asks for the performance at one of a few snapshots with every batch.
     recent_performance: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -169,8 +179,10 @@ class FeatureDataset:
         manifest = read_manifest(directory, kind="features")
         metadata = json.loads((directory / "features.json").read_text())
         items, users = pq.read_table(directory / "items.parquet"), pq.read_table(directory / "users.parquet")
-        events = _open_events(directory / "events", users.num_rows)
-        events, positions = _only_actions(events, metadata["history_events"], spec.history_events)
+        stored, actions = _open_events(directory / "events", users.num_rows), metadata["history_events"]
+        events, positions = _only_actions(stored, actions, spec.history_events)
+        same = {*spec.history_events} & {*actions} == {*KNOWN_EVENTS} & {*actions}
+        known, known_positions = (None, None) if same else _only_actions(stored, actions, KNOWN_EVENTS)
         return cls(
             directory=directory,
             spec=spec,
@@ -187,6 +199,8 @@ class FeatureDataset:
             stored_performance=_open_performance(directory / "performance"),
             surface_codes=_surface_codes(metadata["surfaces"], spec.surfaces),
             event_positions=positions,
+            other_known_events=known,
+            known_positions=known_positions,
         )
 
     @classmethod
@@ -211,6 +225,21 @@ class FeatureDataset:
             stored_performance=Performance.empty(),
             surface_codes=_surface_codes(metadata["surfaces"], spec.surfaces),
         )
+
+    @property
+    def known_events(self) -> Events:
+        """What users did (``KNOWN_EVENTS``), whichever of it the spec's histories hold."""
+        return self.events if self.other_known_events is None else self.other_known_events
+
+    @property
+    def missing_figures(self) -> list[str]:
+        """What the spec's model reads of items, users and histories that these features were built without."""
+        asked = {
+            "item_performance": [statistic.name for statistic in self.spec.item_performance],
+            "user_aggregates": [statistic.name for statistic in self.spec.user_aggregates],
+            "history_events": list(self.spec.history_events),
+        }
+        return [f"{kind}.{name}" for kind, names in asked.items() for name in names if name not in self.metadata[kind]]
 
     @property
     def num_items(self) -> int:
@@ -347,6 +376,9 @@ def _open_split(dataset: FeatureDataset, name: str) -> Split:
         context_item=column("context_item", np.int32),
         context_embedding=column("context_embedding", np.int32),
         history_end=_moved(column("history_end", np.int64), dataset.event_positions),
+        other_known_end=None
+        if dataset.other_known_events is None
+        else _moved(column("history_end", np.int64), dataset.known_positions),
         user_aggregates=_matrix(queries["user_aggregates"], len(dataset.metadata["user_aggregates"])),
         context_embeddings=np.load(directory / "context_embeddings.npy", mmap_mode="r", allow_pickle=False),
         positives=_open_positives(directory / "positives.parquet", count),

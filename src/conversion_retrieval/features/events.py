@@ -1,6 +1,7 @@
 """Reading a snapshot's events: one scan for what is global, then user partitions as integer-coded arrays."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.grouped import group_starts
+from conversion_retrieval.features.windows import DAY
 from conversion_retrieval.schema import EVENT_TYPES
 
 CLICK: Final = EVENT_TYPES.index("click")
@@ -40,13 +42,16 @@ class EventScan:
     """What one pass over all events finds out.
 
     ``user_ids`` in order of appearance (sorted, by the snapshot's contract) with ``offsets`` [U + 1] into the rows;
-    ``click_times`` and ``click_durations`` of the clicks that have a duration, for its percentile.
+    ``click_times`` and ``click_durations`` of the clicks that have a duration, for its percentile. At most a thousandth
+    of the events lies before ``dense_from``, the first event's time or the start of a day: a few wrong clocks do not
+    make a log decades long.
     """
 
     user_ids: pa.Array
     offsets: NDArray[np.int64]
     surfaces: tuple[str, ...]
     first_time: int
+    dense_from: int
     last_time: int
     last_available: int
     click_times: NDArray[np.int64]
@@ -123,12 +128,15 @@ def scan_events(files: Sequence[Path]) -> EventScan:
     users = _UserRuns()
     surfaces: set[str] = set()
     first, last, available = [], [], []
+    by_day: Counter[int] = Counter()
     click_times, click_durations = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for table in _row_groups(files, SCANNED):
         users.add(table["user_id"])
         surfaces.update(pc.unique(table["surface"]).drop_null().to_pylist())
         time = microseconds(table["event_time"])
         first.append(int(time.min()))
+        days, counts = np.unique(time // DAY, return_counts=True)
+        by_day.update(dict(zip(days.tolist(), counts.tolist(), strict=True)))
         last.append(int(time.max()))
         available.append(int(np.maximum(time, microseconds(table["reported_time"], time)).max()))
         timed = pc.and_(pc.equal(table["event_type"], "click"), table["click_duration_seconds"].is_valid())
@@ -144,11 +152,19 @@ def scan_events(files: Sequence[Path]) -> EventScan:
         offsets=offsets,
         surfaces=tuple(sorted(surfaces)),
         first_time=min(first),
+        dense_from=max(min(first), _dense_from(by_day)),
         last_time=max(last),
         last_available=max(available),
         click_times=np.concatenate(click_times),
         click_durations=np.concatenate(click_durations),
     )
+
+
+def _dense_from(by_day: Mapping[int, int]) -> int:
+    """The start of the first day by whose end more than a thousandth of the events has come, in microseconds."""
+    days = np.array(sorted(by_day), np.int64)
+    so_far = np.cumsum([by_day[day] for day in days.tolist()])
+    return int(days[np.searchsorted(so_far, so_far[-1] // 1000, side="right")]) * DAY
 
 
 class _UserRuns:

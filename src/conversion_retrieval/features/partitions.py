@@ -33,7 +33,7 @@ from conversion_retrieval.features.queries import (
 )
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
 from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows
-from conversion_retrieval.schema import EVENT_TYPES
+from conversion_retrieval.schema import EVENT_TYPES, KNOWN_EVENTS
 
 EVENTS_PER_PARTITION: Final = 1_000_000
 
@@ -52,7 +52,7 @@ class Plan:
     labels: LabelConfig
     split: SplitConfig
     features: FeatureConfig
-    history_events: tuple[str, ...]
+    stored_events: tuple[str, ...]
     scratch_dir: Path
 
     @property
@@ -106,20 +106,21 @@ def _build(plan: Plan, partition: Partition, directory: Path) -> None:
     block = read_block(plan.files, partition.event_offsets, plan.items, plan.surfaces)
     block = block.select(block.available < plan.windows.known_until)
     known = timeline(block)
-    history = known.only(plan.history_events)
+    history = known.only(plan.stored_events)
+    had = history if set(plan.stored_events) == set(KNOWN_EVENTS) else known.only(KNOWN_EVENTS)
     _save_history(directory, history)
     _save_item_counts(directory, block, known, plan)
     labelled = label_events(block, plan.advertiser, plan.labels)
     _save_conversions(directory, block, labelled)
     for name in SPLITS:
-        chosen = split_positives(block, labelled, history, name, plan.windows, plan.split)
+        chosen = split_positives(block, labelled, had, name, plan.windows, plan.split)
         queries, query = group_queries(block, chosen)
         windowed = query_mode(name, plan.split) != "request"
         found = positives(
             block,
             chosen,
             query,
-            history,
+            had,
             plan.labels,
             duration_cap=plan.duration_cap,
             distinct=windowed or name not in TRAINING_SPLITS,

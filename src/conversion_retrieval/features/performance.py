@@ -57,7 +57,7 @@ class BinnedCounts:
 def snapshot_grid(
     windows: SplitWindows, *, first_time: int, last_available: int, config: FeatureConfig
 ) -> SnapshotGrid:
-    """Snapshots every period back from ``as_of`` to before the first event, and one at each window's start.
+    """Snapshots every period back from ``as_of`` to before ``first_time``, and one at each window's start.
 
     The automatic period is the fewest whole days so that at most 64 regular snapshots cover the data. Raises
     ``UserError`` for a period so short that snapshot numbers would not fit in 16 bits.
@@ -85,7 +85,7 @@ def count_in_bins(block: EventBlock, known: Timeline, edges: NDArray[np.int64], 
     available = np.concatenate([block.available[rows], bought.available[first]])
     kind = np.concatenate([block.type[rows], np.full(len(first), NEW_BUYERS)])
     item = np.concatenate([block.item[rows], bought.item[first]])
-    bin_ = np.searchsorted(edges, available, side="right") - 1
+    bin_ = np.maximum(np.searchsorted(edges, available, side="right") - 1, 0)  # strays long before the first snapshot
     unique, counts = np.unique((bin_ * NUM_KINDS + kind) * num_items + item, return_counts=True)
     return BinnedCounts(keys=unique, counts=counts.astype(np.int64))
 

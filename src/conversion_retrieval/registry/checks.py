@@ -57,6 +57,15 @@ def _champion_check(inputs: GateInputs) -> Check:
             if inputs.allow_first
             else "no champion to compare with; pass allow_first to promote a first one",
         ),
+        "incomparable": (
+            inputs.allow_first or None,
+            f"champion {champion.version} cannot be measured on these features ({champion.reason}); "
+            + (
+                "replacing it uncompared is explicitly allowed"
+                if inputs.allow_first
+                else "build them so that it can, or replace it uncompared with allow_first"
+            ),
+        ),
         "corrupt": (False, f"the champion cannot be read ({champion.reason}); {recover}"),
         "unreachable": (None, f"the registry could not be reached ({champion.reason}); run again when it can"),
     }.get(champion.status, (None, f"unknown champion status {champion.status!r}"))

@@ -9,7 +9,7 @@ from conversion_retrieval.contracts import write_json
 from conversion_retrieval.errors import CorruptArtifactError
 
 Verdict = Literal["promote", "reject", "insufficient_data"]
-ChampionStatus = Literal["absent", "present", "corrupt", "unreachable"]
+ChampionStatus = Literal["absent", "present", "incomparable", "corrupt", "unreachable"]
 DECISION_FILE: Final = "decision.json"
 
 

@@ -295,7 +295,7 @@ class Registry:
         return True
 
     def _check_unchanged(self, current: Champion | None, compared: ChampionState, version: str) -> None:
-        expected = compared.version if compared.status == "present" else ""
+        expected = compared.version if compared.status in ("present", "incomparable") else ""
         if (current.version if current else "") != expected:
             winner = f"{current.version} (promoted {current.promoted_time})" if current else "none"
             raise LostRaceError(
