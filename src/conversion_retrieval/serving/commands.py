@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion_retrieval.command_line import output_width
+from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import new_file
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import track
@@ -20,6 +21,7 @@ from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.schema import TIMESTAMP
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.coverage import Coverage
+from conversion_retrieval.serving.event_rules import latest_time, usable
 from conversion_retrieval.serving.query_features import context_fault, last_time
 from conversion_retrieval.serving.requests import MAX_K, Request, UserEvents
 from conversion_retrieval.serving.retriever import Candidates, Retriever
@@ -59,7 +61,7 @@ def retrieve_user(
     tables = read_tables(data_uri)
     loader = ChampionLoader(Registry.existing(registry_uri))
     retriever = loader.load()
-    events = read_user_events(tables, [user_id])
+    events = read_user_events(tables, [user_id], config=retriever.model.config)
     if user_id not in events.positions and not _is_known(events, user_id):
         raise UserError(f"expected a user of {data_uri}, found no events of {user_id!r}")
     request = Request(
@@ -106,7 +108,7 @@ def retrieve_requests(
         tables = read_tables(data_uri)
         loader = ChampionLoader(Registry.existing(registry_uri))
         retriever = loader.load()
-        events = read_user_events(tables, table["user_id"].to_pylist())
+        events = read_user_events(tables, table["user_id"].to_pylist(), config=retriever.model.config)
         options = {"k": k, "exclude_seen": exclude_seen, "advertiser_cap": advertiser_cap}
         coverage, num_candidates = retriever.coverage(), 0
         with pq.ParquetWriter(temporary, OUTPUT_SCHEMA, compression="zstd") as writer:
@@ -138,12 +140,18 @@ def _output_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def read_user_events(tables: Tables, user_ids: Iterable[str] | None = None) -> UserEvents:
-    """Events and columns of some users (all if None), read batch by batch."""
+def read_user_events(
+    tables: Tables, user_ids: Iterable[str] | None = None, *, config: PipelineConfig | None = None
+) -> UserEvents:
+    """Events and columns of some users (all if None), read batch by batch.
+
+    Rows that a model trained with ``config`` could not have seen are left out, and one line says so.
+    """
+    latest = latest_time(config or PipelineConfig())
     wanted = None if user_ids is None else pa.array(sorted(set(user_ids)), pa.string())
     batches = (located.batch for located in tables.events.batches())
-    kept = [b if wanted is None else b.filter(pc.is_in(b["user_id"], value_set=wanted)) for b in batches]
-    events = pa.Table.from_batches(kept, tables.events.schema)
+    asked = (b if wanted is None else b.filter(pc.is_in(b["user_id"], value_set=wanted)) for b in batches)
+    events = pa.Table.from_batches(usable(asked, latest), tables.events.schema)
     users = tables.users.read() if tables.users else None
     if users is not None and wanted is not None:
         users = users.filter(pc.is_in(users["user_id"], value_set=wanted))

@@ -255,7 +255,7 @@ def serve(
         tables = read_tables(data_uri) if data_uri else None
         loader = ChampionLoader(Registry.existing(registry_uri))
         retriever = loader.load()
-        known = read_user_events(tables) if tables else None
+        known = read_user_events(tables, config=retriever.model.config) if tables else None
         model = ChampionModel(retriever, known)
         app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
         settle()
