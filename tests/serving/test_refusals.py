@@ -1,6 +1,8 @@
 """What a caller is told about a wrong request: the field, what was expected, what was found. Oracles: texts by hand."""
 
 import json
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -47,6 +49,36 @@ def reason(text: str) -> str:
 )
 def test_a_wrong_document_is_told_by_field_and_what_was_found(document: Any, expected: str) -> None:
     assert reason(json.dumps(document)) == expected
+
+
+TIMES = (1767614400, 1767614400000, 1.5, True, "1767614400", "-5", "+1767614400.5", "", "today", [])
+
+
+@pytest.mark.parametrize("value", TIMES, ids=json.dumps)
+@pytest.mark.parametrize("field", ["time", "history.0.event_time", "history.0.reported_time"])
+def test_a_time_that_does_not_name_its_moment_is_refused(field: str, value: Any) -> None:
+    name = field.rpartition(".")[2]
+    document = {name: value} if field == name else {"history": [{**EVENT, name: value}]}
+    assert reason(json.dumps({"user_id": "u", **document})) == (
+        f"request 1: {field}: expected a text in ISO 8601 with a time zone, such as 2026-01-05T12:00:00Z, "
+        f"found {json.dumps(value)}"
+    )
+
+
+@pytest.mark.parametrize("text", ["2026-01-05T12:00:00", "2026-01-05"])
+def test_a_time_without_a_zone_is_refused(text: str) -> None:
+    expected = r"request 1: expected times with a time zone, found 2026-01-05T\d\d:00:00"
+    assert re.fullmatch(expected, reason(json.dumps({"user_id": "u", "time": text})))
+    assert re.fullmatch(expected, reason(json.dumps({"user_id": "u", "history": [{**EVENT, "event_time": text}]})))
+
+
+@pytest.mark.parametrize("text", ["2026-01-05T12:00:00Z", "2026-01-05 13:00+01:00", "2026-01-05T11:30:00.000-00:30"])
+def test_a_text_with_a_zone_is_that_moment(text: str) -> None:
+    event = {**EVENT, "event_time": text, "reported_time": text}
+    (document,) = parse_requests([json.dumps({"user_id": "u", "time": text, "history": [event]})])
+    assert document.history is not None
+    noon = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    assert [document.time, document.history[0].event_time, document.history[0].reported_time] == [noon] * 3
 
 
 def test_a_text_that_is_no_json_is_told_where_it_breaks() -> None:

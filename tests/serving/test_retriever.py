@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.recorded_config import SERVED
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.commands import read_user_events, retrieve_requests, retrieve_user
 from conversion_retrieval.serving.requests import Request, UserEvents, inline_events
 from conversion_retrieval.serving.retriever import Retriever
@@ -264,6 +266,16 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_champion_is_loa
         ("surfce", ["search"], r"expected requests with columns out of user_id, .* found 'surfce'"),
         ("time", pa.array([0], pa.timestamp("us")), "expected times with a time zone in column time of .*, found"),
         ("time", ["2026-01-05T12:00:00"], r"expected requests at .*, found: .*expected a zone offset"),
+        ("time", ["1767614400"], r"expected requests at .*, found: .*1767614400"),
+        *(
+            ("time", values, f"expected times with a time zone in column time of .*, found {kind}.*: write timestamps")
+            for values, kind in (
+                ([1767614400], "int64"),
+                ([1767614400.0], "double"),
+                (pa.array([20_458], pa.date32()), "date32"),
+                (pa.array([0], pa.duration("us")), "duration"),
+            )
+        ),
     ],
 )
 def test_a_request_column_that_would_be_left_out_or_guessed_is_refused(
@@ -273,6 +285,31 @@ def test_a_request_column_that_would_be_left_out_or_guessed_is_refused(
     pq.write_table(pa.table({"user_id": ["u"], column: values}), path)
     with pytest.raises(UserError, match=says):
         retrieve_requests("registry", "data", path, None)
+
+
+def test_times_of_requests_may_be_timestamps_or_texts_with_a_zone(
+    registry: Registry, run: Run, events: UserEvents, tmp_path: Path
+) -> None:
+    start, end = events.offsets[:2]
+    moment = pc.max(events.table["event_time"][start:end])
+    text = moment.as_py().isoformat()
+    columns = [
+        pa.array([moment.cast(pa.timestamp("us", "UTC")).as_py()], pa.timestamp("ns", "Europe/Berlin")),
+        pa.array([text]),
+        pa.array([text], pa.large_string()),
+        pa.array([text]).dictionary_encode(),
+    ]
+    answers = []
+    for column in columns:
+        pq.write_table(pa.table({"user_id": events.user_ids[:1], "time": column}), tmp_path / "requests.parquet")
+        output = retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None, k=5)
+        answers.append(pq.read_table(output))
+    request = Request(user_id=events.user_ids[0], time=moment.cast(pa.int64()).as_py(), k=5)
+    (expected,) = ask(ChampionLoader(registry).load(), events, [request])
+    assert tuple(answers[0]["item_id"].to_pylist()) == expected.item_ids
+    assert all(answer.equals(answers[0]) for answer in answers)
+    pq.write_table(pa.table({"user_id": ["u"], "time": pa.nulls(1)}), tmp_path / "requests.parquet")
+    assert retrieve_requests(registry.uri, str(run.data_dir), tmp_path / "requests.parquet", None, k=5).is_file()
 
 
 def test_data_that_cannot_be_read_are_told_of_before_the_champion_is_loaded(

@@ -18,7 +18,7 @@ from conversion_retrieval.contracts import new_file
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
-from conversion_retrieval.schema import TIMESTAMP
+from conversion_retrieval.schema import TIMESTAMP, is_text
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.coverage import Coverage
 from conversion_retrieval.serving.event_rules import latest_time, usable
@@ -204,6 +204,11 @@ def _read_requests(path: Path) -> pa.Table:
                 f"expected times with a time zone in column {field.name} of {path}, found {field.type}: "
                 "convert them to UTC"
             )
+        if field.name == "time" and not _is_moment(field.type):
+            raise UserError(
+                f"expected times with a time zone in column time of {path}, found {field.type}: write timestamps in "
+                "UTC, or texts such as 2026-01-05T12:00:00Z"
+            )
     try:
         table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
     except pa.ArrowException as error:
@@ -213,6 +218,11 @@ def _read_requests(path: Path) -> pa.Table:
     if "time" in table.column_names:
         table = table.set_column(table.column_names.index("time"), "time", table["time"].cast(pa.int64()))
     return table
+
+
+def _is_moment(kind: pa.DataType) -> bool:
+    """Whether values can name their moment: a timestamp or a text. Of a number the unit, of a date the zone is open."""
+    return bool(pa.types.is_timestamp(kind) or is_text(kind) or pa.types.is_null(kind))
 
 
 def _rows(first_request: int, answers: Sequence[Candidates]) -> pa.Table:

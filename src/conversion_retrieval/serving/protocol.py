@@ -6,6 +6,7 @@ answer: ``item_ids``, ``advertiser_ids``, ``reasons`` (BYTES; a JSON list of ite
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,8 +15,8 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.spec import Column
@@ -40,7 +41,18 @@ USER_VALUE: Final = (
     f"a text of at most {MAX_TEXT} characters, a finite number, true, false, a list of at most {MAX_DIMENSIONS} "
     "numbers or null"
 )
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 UserValue = StrictBool | Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)] | Finite | Text | Vector | None
+
+
+def _dated_text(value: Any) -> str:
+    """Only a text that begins with a date: a number, in a text too, could be seconds, milliseconds or anything."""
+    if isinstance(value, str) and _DATE.match(value):
+        return value
+    raise PydanticCustomError("time", "expected a text in ISO 8601 with a time zone, such as 2026-01-05T12:00:00Z")
+
+
+Time = Annotated[datetime, BeforeValidator(_dated_text)]
 
 
 class _Document(BaseModel):
@@ -52,9 +64,9 @@ class EventDocument(_Document):
 
     item_id: Id
     event_type: Literal[EVENT_TYPES]  # type: ignore[valid-type] # the vocabulary is data
-    event_time: datetime
+    event_time: Time
     surface: Id | None = None
-    reported_time: datetime | None = None
+    reported_time: Time | None = None
 
 
 class RequestDocument(_Document):
@@ -64,7 +76,7 @@ class RequestDocument(_Document):
     """
 
     user_id: Id
-    time: datetime | None = None
+    time: Time | None = None
     surface: Id | None = None
     context_item_id: Id | None = None
     context_embedding: Vector | None = None
