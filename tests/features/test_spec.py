@@ -18,7 +18,7 @@ from tests.features.tables import event, items_table, random_rows
 from tests.features.worlds import build_world, short_config
 
 
-def inferred(items, seen=None, **config):
+def inferred(items, seen=None, template=None, **config):
     seen = np.ones(items.num_rows, bool) if seen is None else np.array(seen)
     return infer(
         items=Entities(owner="items", table=items, seen=seen),
@@ -28,6 +28,7 @@ def inferred(items, seen=None, **config):
         context_embedding_dim=2,
         user_aggregates=(Statistic(name="clicks", transform="log1p", mean=1.0, std=2.0),),
         item_performance=(),
+        template=template,
     )
 
 
@@ -160,6 +161,23 @@ def test_a_vector_of_the_wrong_length_is_refused():
     spec = inferred(items_table(2, visual=[[1.0, 2.0]] * 2))
     with pytest.raises(UserError, match=r"length 2 in items\.visual, found one of length 3"):
         spec.encode_items(items_table(2, visual=[[1.0, 2.0, 3.0]] * 2))
+
+
+def test_an_embedding_that_only_new_items_have_is_kept_as_it_is():
+    """Oracle: the vectors of the table themselves, zeros where there is none."""
+    items = items_table(3, visual=pa.array([None, None, [3.0, 4.0]], pa.list_(pa.float32())))
+    spec = inferred(items, seen=[True, True, False])
+    assert spec.items.embedding_dims == {"visual": 2}
+    assert spec.encode_items(items).embeddings["visual"].tolist() == [[0, 0], [0, 0], [3, 4]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.null()])
+def test_an_embedding_column_without_any_vector_is_left_out(kind):
+    """Oracle: the spec of the same table without that column."""
+    items, without = items_table(3, visual=pa.nulls(3, kind)), inferred(items_table(3))
+    named = EntitySpec(columns=(*without.items.columns, Column(name="visual", kind="embedding")))
+    for spec in (inferred(items), inferred(items, template=dataclasses.replace(without, items=named))):
+        assert spec.items == without.items
 
 
 def test_an_edited_spec_decides_columns_and_transforms(tmp_path):

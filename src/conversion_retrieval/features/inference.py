@@ -53,7 +53,7 @@ def infer(
     item_performance: Sequence[Statistic],
     template: FeatureSpec | None = None,
 ) -> FeatureSpec:
-    """A spec whose vocabularies and statistics come from ``seen`` rows only.
+    """A spec whose vocabularies and statistics come from ``seen`` rows only, the lengths of vectors from all rows.
 
     ``template`` (a spec that a person edited) decides the columns, their kinds and transforms, the history, and which
     aggregates and performance figures are used; all else is made anew.
@@ -103,7 +103,8 @@ def _entity_spec(
 ) -> EntitySpec:
     training = entities.training
     columns = _template_columns(entities, template) if template else _inferred_columns(entities)
-    return EntitySpec(columns=tuple(_fitted(entities.owner, c, training, config, vocabularies) for c in columns))
+    fitted = [_fitted(entities, c, training, config, vocabularies) for c in columns]
+    return EntitySpec(columns=tuple(column for column in fitted if column is not None))
 
 
 def _template_columns(entities: Entities, template: EntitySpec) -> list[Column]:
@@ -123,19 +124,22 @@ def _inferred_columns(entities: Entities) -> list[Column]:
 
 
 def _fitted(
-    owner: str, column: Column, training: pa.Table, config: FeatureConfig, vocabularies: dict[str, Vocabulary]
-) -> Column:
-    values = training[column.name]
+    entities: Entities, column: Column, training: pa.Table, config: FeatureConfig, vocabularies: dict[str, Vocabulary]
+) -> Column | None:
+    """The column with its size and statistics, ``None`` for an embedding column without any vector."""
+    where, values = f"{entities.owner}.{column.name}", training[column.name]
     if column.kind == "categorical":
         vocabulary = build_vocabulary(
             values, max_size=config.max_vocabulary_size, min_count=config.min_vocabulary_count
         )
-        vocabularies[f"{owner}.{column.name}"] = vocabulary
+        vocabularies[where] = vocabulary
         return replace(column, size=len(vocabulary.values))
     if column.kind == "numeric":
         mean, std = _moments(transform_values(as_numbers(values), column.transform))
         return replace(column, mean=mean, std=std)
-    return replace(column, dim=vector_length(values, where=f"{owner}.{column.name}"))
+    # Of all rows: a new embedding often comes with the newest items first, which training has not seen.
+    dim = vector_length(entities.table[column.name], where=where)
+    return replace(column, dim=dim) if dim else None
 
 
 def build_vocabulary(values: pa.ChunkedArray, *, max_size: int, min_count: int) -> Vocabulary:
@@ -150,6 +154,8 @@ def build_vocabulary(values: pa.ChunkedArray, *, max_size: int, min_count: int) 
 
 def vector_length(values: pa.ChunkedArray, *, where: str) -> int:
     """The one length that all vectors of a column have, 0 if there are none; ``UserError`` if they differ."""
+    if pa.types.is_null(values.type):
+        return 0
     lengths = pc.unique(pc.drop_null(pc.list_value_length(values))).to_pylist()
     if len(lengths) > 1:
         raise UserError(f"expected vectors of one length in {where}, found lengths {sorted(lengths)[:5]}")
