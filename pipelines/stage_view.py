@@ -4,6 +4,7 @@ kfp.local writes its own logging, the stages' output and tracebacks to one strea
 that stream, keeps all of it in a file, and shows the part that says something.
 """
 
+import builtins
 import io
 import re
 import time
@@ -19,7 +20,12 @@ STARTED: Final = re.compile(r"INFO - Executing task '([\w-]+)'")
 FINISHED: Final = re.compile(r"Task '([\w-]+)' finished with status (SUCCESS|FAILURE)")
 # The lines of ``conversion_retrieval.progress``: "train: 1,200/5,000 steps, 80/s, 47 s left loss 3.21".
 PROGRESS: Final = re.compile(r"(?P<what>[^:]+): (?P<done>[\d,]+)/(?P<total>[\d,]+) \S+, [\d,]+/s.*")
-EXCEPTION: Final = re.compile(r"^(?:[\w.]+\.)?(?P<type>[A-Z]\w*(?:Error|Exception|Interrupt|Exit)): (?P<text>.+)$")
+# "pyarrow.lib.ArrowInvalid: text", "struct.error: text", "MemoryError". Log lines may fall between a traceback's, so
+# that a word without a module ("INFO: text") must be a built-in exception, or be called like one.
+EXCEPTION: Final = re.compile(
+    r"(?P<module>(?:(?:[A-Za-z_]\w*|<locals>)\.)+)?(?P<type>[A-Z]\w*|[a-z]*error)(?::(?: (?P<text>.*))?)?"
+)
+EXCEPTION_NAME: Final = re.compile(r"\w+(?:Error|Exception|Interrupt|Exit)")
 USER_ERRORS: Final = re.compile(r"conversion_retrieval\.(?:errors|storage)\.\w+: ")
 NOISE: Final = re.compile(r"\[KFP Executor|ModuleNotFoundError\(|\s*$|.*Warning: |\s+warnings\.warn")
 # kfp's executor prints its whole input as JSON, from a brace to a brace on lines of their own.
@@ -100,10 +106,12 @@ class StageView(io.TextIOBase):
             self._print(line)
 
     def _traceback_line(self, line: str) -> None:
-        if exception := EXCEPTION.match(line):
+        exception = EXCEPTION.fullmatch(line)
+        if exception and (exception["module"] or _is_exception_name(exception["type"])):
             self._in_traceback = False
-            self.failure_is_users = bool(USER_ERRORS.match(line))
-            self.failure = exception["text"] if self.failure_is_users else f"{exception['type']}: {exception['text']}"
+            kind, text = exception["type"], (exception["text"] or "").strip()
+            self.failure_is_users = bool(text and USER_ERRORS.match(line))
+            self.failure = text if self.failure_is_users else f"{kind}: {text}" if text else kind
 
     def _progress(self, line: str, what: str, done: float, total: float) -> None:
         if not self._console.is_terminal:
@@ -125,6 +133,11 @@ class StageView(io.TextIOBase):
 
     def _print(self, line: str) -> None:
         self._console.print(f"      {line}", markup=False, soft_wrap=True)
+
+
+def _is_exception_name(name: str) -> bool:
+    known = getattr(builtins, name, None)
+    return bool(EXCEPTION_NAME.fullmatch(name) or (isinstance(known, type) and issubclass(known, BaseException)))
 
 
 def _number(text: str) -> float:

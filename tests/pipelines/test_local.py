@@ -188,3 +188,38 @@ def test_a_task_that_is_no_stage_is_shown_only_when_it_fails(view, tmp_path):
     view.close()
     assert (tmp_path / "shown").read_text().split() == ["select_gpu_nodes", "failed"]
     assert view.failed_stage == "select_gpu_nodes"
+
+
+TASK_STARTS = "04:16:00.036 - INFO - Executing task 'train'"
+TASK_FAILS = "04:16:09.036 - INFO - Task 'train' finished with status FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        ("pyarrow.lib.ArrowInvalid: Failed to parse string: 'red'", "ArrowInvalid: Failed to parse string: 'red'"),
+        ("urllib3.exceptions.MaxRetries", "MaxRetries"),
+        ("struct.error: unpack requires 4 bytes", "error: unpack requires 4 bytes"),
+        ("package.read.<locals>.Broken: a", "Broken: a"),
+        ("MemoryError", "MemoryError"),
+        ("StopIteration: 3", "StopIteration: 3"),
+        ("ValueError: ", "ValueError"),
+        ("__main__.Broken: a", "Broken: a"),
+        ("ConfigError: a", "ConfigError: a"),
+    ],
+)
+def test_the_line_after_a_tracebacks_frames_is_the_error_whatever_it_is_called(error, failure, view):
+    """Log lines between the frames are none; oracle: Python's own format, a name with or without module and text."""
+    traceback = [
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in <module>',
+        "INFO: read 3 files",
+        "WARNING:root:slow",
+        "2026-11-23 04:16:00 worker.Task: waits",
+        "torch.load: reads weights",
+        "Done",
+        "    raise StopIteration: 3",
+        error,
+    ]
+    view.write("\n".join([TASK_STARTS, *(f"    {line}" for line in traceback), TASK_FAILS]) + "\n")
+    assert (view.failed_stage, view.failure, view.failure_is_users) == ("train", failure, False)
