@@ -80,6 +80,8 @@ class StageView(io.TextIOBase):
     def _start(self, stage: str) -> None:
         self._started = time.monotonic()
         self._running, self._in_json, self._in_traceback = True, False, False
+        if not self.failed_stage:  # what an earlier stage logged and survived is not why this one fails
+            self.failure, self.failure_is_users = "", False
         if stage in self._stages:
             number = self._stages.index(stage) + 1
             self._console.print(f"[{number}/{len(self._stages)}] {stage}", style="bold", markup=False)
@@ -109,6 +111,8 @@ class StageView(io.TextIOBase):
         exception = EXCEPTION.fullmatch(line)
         if exception and (exception["module"] or _is_exception_name(exception["type"])):
             self._in_traceback = False
+            if self.failed_stage:  # tasks that run at the end come after the failure
+                return
             kind, text = exception["type"], (exception["text"] or "").strip()
             self.failure_is_users = bool(text and USER_ERRORS.match(line))
             self.failure = text if self.failure_is_users else f"{kind}: {text}" if text else kind

@@ -223,3 +223,19 @@ def test_the_line_after_a_tracebacks_frames_is_the_error_whatever_it_is_called(e
     ]
     view.write("\n".join([TASK_STARTS, *(f"    {line}" for line in traceback), TASK_FAILS]) + "\n")
     assert (view.failed_stage, view.failure, view.failure_is_users) == ("train", failure, False)
+
+
+def test_a_traceback_that_an_earlier_task_survived_is_not_the_error(view):
+    """Oracle: a task that is killed without a word has no error."""
+    traceback = ["    Traceback (most recent call last):", "    ValueError: tried again"]
+    survived = [TASK_STARTS, *traceback, TASK_FAILS.replace("FAILURE", "SUCCESS")]
+    view.write("\n".join([*survived, TASK_STARTS, TASK_FAILS]) + "\n")
+    assert (view.failed_stage, view.failure) == ("train", "")
+
+
+def test_a_later_tasks_error_does_not_replace_the_failed_stages(view):
+    """Oracle: the first of two failures."""
+    for task, text in (("train", "first"), ("notify", "second")):
+        lines = [TASK_STARTS, "    Traceback (most recent call last):", f"    ValueError: {text}", TASK_FAILS]
+        view.write("\n".join(lines).replace("train", task) + "\n")
+    assert (view.failed_stage, view.failure) == ("train", "ValueError: first")
