@@ -157,6 +157,34 @@ def test_a_column_of_the_wrong_type_is_refused_by_name():
         spec.encode_items(items_table(2, price=["cheap", "dear"]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("numeric", ["red", "blue"], "numbers"),
+        ("numeric", [[1.0], [2.0]], "numbers"),
+        ("categorical", [[1.0], [2.0]], "text or integers"),
+        ("embedding", ["red", "blue"], "lists of numbers"),
+        ("embedding", [1.5, 2.5], "lists of numbers"),
+    ],
+)
+def test_an_edited_spec_with_the_wrong_kind_is_refused_by_column(kind, values, expected):
+    """Oracle: the line, which names the column, what its kind needs, and what to correct."""
+    items = items_table(2, colour=values)
+    template = FeatureSpec(items=EntitySpec(columns=(Column(name="colour", kind=kind),)))
+    message = rf"expected {expected} in column items\.colour, found: .*: correct kind '{kind}' in the feature spec"
+    with pytest.raises(UserError, match=message) as refused:
+        inferred(items, template=template)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [[["red"], ["blue"]], [[[1.0]], [[2.0]]]])
+def test_lists_of_anything_but_numbers_are_refused_by_column(values):
+    template = FeatureSpec(items=EntitySpec(columns=(Column(name="tags", kind="embedding"),)))
+    items = items_table(2, tags=values)
+    with pytest.raises(UserError, match=r"expected vectors in column items\.tags, found: "):
+        inferred(items, template=template).encode_items(items)
+
+
 def test_a_vector_of_the_wrong_length_is_refused():
     spec = inferred(items_table(2, visual=[[1.0, 2.0]] * 2))
     with pytest.raises(UserError, match=r"length 2 in items\.visual, found one of length 3"):

@@ -1,8 +1,8 @@
 """Raw table columns to codes and normalised numbers: the one code path of training and serving."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.features.inputs import EntityTable
+
+Read = TypeVar("Read")
 
 
 class Normalized(Protocol):
@@ -85,7 +87,7 @@ def as_vectors(column: pa.ChunkedArray | pa.Array, dim: int, *, where: str) -> N
     lengths = pc.list_value_length(present).to_numpy(zero_copy_only=False)
     if len(wrong := lengths[lengths != dim]):
         raise UserError(f"expected vectors of length {dim} in {where}, found one of length {int(wrong[0])}")
-    flat = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    flat = pc.cast(present.flatten(), pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # refuses lists of text
     vectors[valid] = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(present), dim)
     return vectors
 
@@ -139,16 +141,13 @@ def _codes(
     vocabulary = vocabularies.get(f"{owner}.{name}")
     if vocabulary is None or name not in present:
         return np.zeros(table.num_rows, np.int32)
-    codes: NDArray[np.int32] = _refuse_wrong_type(
-        lambda: vocabulary.encode(table[name]), f"{owner}.{name}", "text or integers"
-    )
-    return codes
+    return refuse_wrong_type(lambda: vocabulary.encode(table[name]), f"{owner}.{name}", "text or integers")
 
 
 def _numbers(table: pa.Table, column: EncodedColumn, owner: str, present: set[str]) -> NDArray[np.float64]:
     if column.name not in present:
         return np.full(table.num_rows, np.nan)
-    raw = _refuse_wrong_type(lambda: as_numbers(table[column.name]), f"{owner}.{column.name}", "numbers")
+    raw = refuse_wrong_type(lambda: as_numbers(table[column.name]), f"{owner}.{column.name}", "numbers")
     return (transform_values(raw, column.transform) - column.mean) / column.std
 
 
@@ -156,16 +155,16 @@ def _vectors(table: pa.Table, column: EncodedColumn, owner: str, present: set[st
     if column.name not in present:
         return np.zeros((table.num_rows, column.dim), np.float32)
     where = f"{owner}.{column.name}"
-    read = lambda: as_vectors(table[column.name], column.dim, where=where)  # noqa: E731
-    vectors: NDArray[np.float32] = _refuse_wrong_type(read, where, "vectors")
-    return vectors
+    return refuse_wrong_type(lambda: as_vectors(table[column.name], column.dim, where=where), where, "vectors")
 
 
-def _refuse_wrong_type(read: Any, where: str, expected: str) -> Any:
+def refuse_wrong_type(read: Callable[[], Read], where: str, expected: str, *, advice: str = "") -> Read:
+    """What ``read`` makes of a column; ``UserError`` names the column if its type does not allow that."""
     try:
         return read()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, AttributeError) as error:
-        raise UserError(f"expected {expected} in column {where}, found: {one_line(error)}") from None
+        found = f"expected {expected} in column {where}, found: {one_line(error)}"
+        raise UserError(f"{found}: {advice}" if advice else found) from None
 
 
 def _stack(columns: Sequence[NDArray[Any]], count: int, kind: type) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Infer a feature spec from the tables: which columns there are, how to read them, and their training statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
-from conversion_retrieval.features.encoding import Vocabulary, as_numbers, as_strings, transform_values
+from conversion_retrieval.features.encoding import (
+    Read,
+    Vocabulary,
+    as_numbers,
+    as_strings,
+    refuse_wrong_type,
+    transform_values,
+)
 from conversion_retrieval.features.spec import (
     ITEM_ID_VOCABULARY,
     Column,
@@ -129,17 +136,24 @@ def _fitted(
     """The column with its size and statistics, ``None`` for an embedding column without any vector."""
     where, values = f"{entities.owner}.{column.name}", training[column.name]
     if column.kind == "categorical":
-        vocabulary = build_vocabulary(
-            values, max_size=config.max_vocabulary_size, min_count=config.min_vocabulary_count
-        )
+        limits = {"max_size": config.max_vocabulary_size, "min_count": config.min_vocabulary_count}
+        vocabulary = _read_as(column, lambda: build_vocabulary(values, **limits), where)
         vocabularies[where] = vocabulary
         return replace(column, size=len(vocabulary.values))
     if column.kind == "numeric":
-        mean, std = _moments(transform_values(as_numbers(values), column.transform))
+        numbers = _read_as(column, lambda: as_numbers(values), where)
+        mean, std = _moments(transform_values(numbers, column.transform))
         return replace(column, mean=mean, std=std)
     # Of all rows: a new embedding often comes with the newest items first, which training has not seen.
-    dim = vector_length(entities.table[column.name], where=where)
+    dim = _read_as(column, lambda: vector_length(entities.table[column.name], where=where), where)
     return replace(column, dim=dim) if dim else None
+
+
+def _read_as(column: Column, read: Callable[[], Read], where: str) -> Read:
+    """Only a kind that a person gave in an edited spec can be wrong for the column's type."""
+    expected = {"categorical": "text or integers", "numeric": "numbers", "embedding": "lists of numbers"}[column.kind]
+    advice = f"correct kind {column.kind!r} in the feature spec or leave the column out there"
+    return refuse_wrong_type(read, where, expected, advice=advice)
 
 
 def build_vocabulary(values: pa.ChunkedArray, *, max_size: int, min_count: int) -> Vocabulary:
