@@ -185,6 +185,29 @@ def test_lists_of_anything_but_numbers_are_refused_by_column(values):
         inferred(items, template=template).encode_items(items)
 
 
+@pytest.mark.parametrize("marker", [1.7976931348623157e308, -1.7976931348623157e308, 3.4028234663852886e38])
+def test_a_number_that_float32_cannot_hold_is_missing_in_training_and_serving(marker):
+    """Oracle: the same table with null in its place."""
+    odd, null = (items_table(4, price=[1.0, 3.0, value, 2.0]) for value in (marker, None))
+    spec = inferred(null)
+    assert inferred(odd).items == spec.items
+    encoded = spec.encode_items(odd).numeric
+    np.testing.assert_array_equal(encoded, spec.encode_items(null).numeric)
+    assert encoded[2].tolist() == [0, 1]
+
+
+def test_a_number_that_its_normalisation_takes_out_of_float32_is_missing():
+    items = items_table(3, price=[0.0, 1e-6, 1e36])
+    assert inferred(items, seen=[True, True, False]).encode_items(items).numeric[2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30])
+def test_a_vector_too_large_to_compute_with_is_refused_by_column(value):
+    items = items_table(2, visual=[[1.0, 2.0], [1.0, value]])
+    with pytest.raises(UserError, match=r"up to 1e\+12 in the vectors of items\.visual, found -?1e\+30: scale"):
+        inferred(items).encode_items(items)
+
+
 def test_a_vector_of_the_wrong_length_is_refused():
     spec = inferred(items_table(2, visual=[[1.0, 2.0]] * 2))
     with pytest.raises(UserError, match=r"length 2 in items\.visual, found one of length 3"):

@@ -13,7 +13,8 @@ from conversion_retrieval.features.spec import EntitySpec
 def missing_shares(spec: EntitySpec, table: EntityTable) -> dict[str, float | None]:
     """For each column the share of rows without a usable value, ``None`` for an empty table.
 
-    Categorical: null or outside the vocabulary; numeric: null, NaN or infinite; embedding: null or all zeros.
+    Categorical: null or outside the vocabulary; numeric: null, NaN, infinite or out of float32's range;
+    embedding: null or all zeros.
     """
     width = len(spec.numeric)
     gone: dict[str, NDArray[np.bool_]] = {

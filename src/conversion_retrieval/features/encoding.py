@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.features.inputs import EntityTable
 
+FLOAT32_LARGEST: Final = float(np.finfo(np.float32).max)
+# Two cross layers make cubes of what they are given: 1e36 is the last power of a thousand that float32 holds.
+LARGEST_IN_VECTORS: Final = 1e12
 Read = TypeVar("Read")
 
 
@@ -70,15 +73,18 @@ def as_strings(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
 
 
 def as_numbers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float64]:
-    """A numeric column as float64 [N]; null, NaN and infinities become NaN."""
+    """A numeric column as float64 [N]; null, NaN, infinities and what float32 cannot hold become NaN.
+
+    float32's own largest number is among them: like float64's, it is written where there is no value.
+    """
     values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) < FLOAT32_LARGEST, values, np.nan)
 
 
 def as_vectors(column: pa.ChunkedArray | pa.Array, dim: int, *, where: str) -> NDArray[np.float32]:
     """A list column as float32 [N, dim]; null vectors and non-finite entries become zeros.
 
-    Raises ``UserError`` for a vector of another length.
+    Raises ``UserError`` for a vector of another length, and for numbers too large for a model to compute with.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     vectors = np.zeros((len(array), dim), np.float32)
@@ -89,6 +95,12 @@ def as_vectors(column: pa.ChunkedArray | pa.Array, dim: int, *, where: str) -> N
         raise UserError(f"expected vectors of length {dim} in {where}, found one of length {int(wrong[0])}")
     flat = pc.cast(present.flatten(), pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # refuses lists of text
     vectors[valid] = np.nan_to_num(flat, nan=0.0, posinf=0.0, neginf=0.0).reshape(len(present), dim)
+    for found in (vectors.max(initial=0.0), vectors.min(initial=0.0)):
+        if abs(found) > LARGEST_IN_VECTORS:
+            raise UserError(
+                f"expected magnitudes up to {LARGEST_IN_VECTORS:g} in the vectors of {where}, found {found:g}: "
+                "scale the column, or put null where there is no vector"
+            )
     return vectors
 
 
@@ -148,7 +160,9 @@ def _numbers(table: pa.Table, column: EncodedColumn, owner: str, present: set[st
     if column.name not in present:
         return np.full(table.num_rows, np.nan)
     raw = refuse_wrong_type(lambda: as_numbers(table[column.name]), f"{owner}.{column.name}", "numbers")
-    return (transform_values(raw, column.transform) - column.mean) / column.std
+    normalized = (transform_values(raw, column.transform) - column.mean) / column.std
+    # A tiny deviation can take a number out of the range again.
+    return np.where(np.abs(normalized) < FLOAT32_LARGEST, normalized, np.nan)
 
 
 def _vectors(table: pa.Table, column: EncodedColumn, owner: str, present: set[str]) -> NDArray[np.float32]:
