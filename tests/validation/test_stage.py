@@ -497,6 +497,60 @@ class TestDrift:
         same = validate(world.write(), champion_uri=registry, name="same")
         assert same.check("drift", "items", "visual_embedding.norm")["observed"] == 0
 
+    @pytest.mark.parametrize("many", [False, True])
+    def test_numbers_that_are_text_now_have_drifted_as_far_as_can_be(
+        self, world: Any, validate: Callable, tmp_path: Path, many: bool
+    ) -> None:
+        """Oracle: the index of two columns with one value each, which differ; also where the text has no histogram."""
+        registry = self.champion(tmp_path / "registry", validate(world.write()))
+        world.items["price"] = ["", None, *(f"{n}" for n in range(8))]
+        if many:
+            more = pd.DataFrame({"item_id": [f"j{n}" for n in range(1100)], "advertiser_id": "a0"})
+            world.items = pd.concat([world.items, more.assign(price=[f"p{n}" for n in range(1100)])])
+        strict = "validation.drift_severity=error"
+        outcome = validate(world.write(), strict, champion_uri=registry, name="text")
+        by_hand = (1 - 1e-4) * math.log(1 / 1e-4) + (1e-4 - 1) * math.log(1e-4 / 1)
+        check = outcome.check("drift", "items", "price")
+        assert (outcome.verdict, check["observed"], check["success"]) == ("invalid", pytest.approx(by_hand), False)
+        assert outcome.report["reason"].startswith(
+            "items drift price: 18.42, the limit is 0.25 (validation.max_drift_psi)"
+        )
+        assert check["meaning"] == "now text, number in the champion's data"
+        assert check["meaning"].replace("'", "&#39;") in outcome.page_path.read_text()
+        back = self.champion(tmp_path / "back", outcome)
+        world.items["price"] = [float(n) for n in range(len(world.items))]
+        check = validate(world.write(), champion_uri=back, name="back").check("drift", "items", "price")
+        assert (check["observed"], check["meaning"]) == (
+            pytest.approx(by_hand),
+            "now number, text in the champion's data",
+        )
+
+    def test_booleans_drift_by_value(self, world: Any, validate: Callable, tmp_path: Path) -> None:
+        world.items["on_sale"] = [True, False] * 5
+        first = validate(world.write())
+        registry = self.champion(tmp_path / "registry", first)
+        profile = json.loads((first.report_dir / "profile.json").read_text())
+        assert profile["items.on_sale"] == {"kind": "text", "counts": {"false": 5, "true": 5}}
+        world.items["on_sale"] = [True] * 8 + [False, None]
+        check = validate(world.write(), champion_uri=registry, name="moved").check("drift", "items", "on_sale")
+        pairs = [(0.8, 0.5), (0.1, 0.5), (0.1, 1e-4)]  # true, false, null
+        assert check["observed"] == pytest.approx(sum((p - q) * math.log(p / q) for p, q in pairs))
+
+    def test_columns_that_an_older_profile_lacks_are_not_compared(
+        self, world: Any, validate: Callable, tmp_path: Path
+    ) -> None:
+        """Oracle: the profile as releases before wrote it, without booleans and without text of too many values."""
+        world.items["on_sale"] = [True, False] * 5
+        first = validate(world.write())
+        registry = Path(self.champion(tmp_path / "registry", first))
+        path = registry / "versions" / "v1" / "profile.json"
+        profile = json.loads(path.read_text())
+        del profile["items.on_sale"]
+        path.write_text(json.dumps({name: entry for name, entry in profile.items() if entry["counts"]}))
+        drift = validate(world.directory, champion_uri=str(registry), name="same").report["drift"]
+        assert "items.on_sale" not in drift
+        assert drift["items.price"] == 0.0
+
     def test_next_run_is_compared_with_the_data_that_the_champion_was_trained_on(
         self, world: Any, validate: Callable, tmp_path: Path
     ) -> None:

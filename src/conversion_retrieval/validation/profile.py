@@ -1,7 +1,7 @@
 """A compact profile of the tables, and how far another data set has drifted from it (population stability index).
 
-Histograms have fixed bins, so two profiles compare without the rows: text columns by value, numbers in quarter powers
-of two by sign, embeddings by their Euclidean norm as a number.
+Histograms have fixed bins, so two profiles compare without the rows: text and boolean columns by value, numbers in
+quarter powers of two by sign, embeddings by their Euclidean norm as a number.
 """
 
 import math
@@ -16,12 +16,17 @@ from conversion_retrieval.validation.cleaning import Cleaned, quoted
 MAX_VALUES: Final = 1000
 GROUPS: Final = 10
 SMALLEST_SHARE: Final = 1e-4
+NO_OVERLAP: Final = 2 * (1 - SMALLEST_SHARE) * math.log(1 / SMALLEST_SHARE)
+"""The index of two columns that each hold one value, and not the same: as far apart as two columns can be."""
 OTHER: Final = "(other)"
 Profile = dict[str, dict[str, Any]]
 
 
 def make_profile(cleaned: Cleaned) -> Profile:
-    """``{"events.surface": {"kind": "text" | "number", "counts": {bin: rows}}, ...}`` for every column that has one."""
+    """``{"events.surface": {"kind": "text" | "number", "counts": {bin: rows}}, ...}``, every column that has a kind.
+
+    Text of too many values has no counts: it is there because what used to be numbers has drifted all the same.
+    """
     expressions = {
         "event_type": ("text", "event_type"),
         "surface": ("text", "surface"),
@@ -40,8 +45,9 @@ def make_profile(cleaned: Cleaned) -> Profile:
             if is_embedding(column.type):
                 profile[f"{name}.norm"] = _histogram(cleaned, reader.table.name, "number", _norm(quoted(column.name)))
             elif kind and column.name != reader.table.key:
-                profile[name] = _histogram(cleaned, reader.table.name, kind, quoted(column.name))
-    return {name: histogram for name, histogram in profile.items() if histogram["counts"]}
+                value = f"{quoted(column.name)}::VARCHAR" if kind == "text" else quoted(column.name)
+                profile[name] = _histogram(cleaned, reader.table.name, kind, value)
+    return profile
 
 
 def _norm(column: str) -> str:
@@ -49,7 +55,7 @@ def _norm(column: str) -> str:
 
 
 def _kind(column: pa.DataType) -> str:
-    return "text" if is_text(column) else "number" if is_number(column) else ""
+    return "number" if is_number(column) else "text" if is_text(column) or pa.types.is_boolean(column) else ""
 
 
 def _histogram(cleaned: Cleaned, table: str, kind: str, value: str) -> dict[str, Any]:
@@ -66,10 +72,23 @@ def _histogram(cleaned: Cleaned, table: str, kind: str, value: str) -> dict[str,
 
 
 def drift(profile: Profile, reference: Mapping[str, Any]) -> dict[str, float]:
-    """The index of every column that both profiles have, by the larger shift first."""
-    shared = [name for name in profile if name in reference and reference[name].get("counts")]
-    values = {name: stability_index(profile[name], reference[name]) for name in shared}
+    """The index of every column that both profiles have, by the larger shift first.
+
+    Bins of one kind mean nothing to the other: a column that changed its kind counts as ``NO_OVERLAP``.
+    """
+    values = dict.fromkeys(changed_kinds(profile, reference), NO_OVERLAP)
+    for name, found in profile.items():
+        if name not in values and found["counts"] and reference.get(name, {}).get("counts"):
+            values[name] = stability_index(found, reference[name])
     return dict(sorted(values.items(), key=lambda item: (-item[1], item[0])))
+
+
+def changed_kinds(profile: Profile, reference: Mapping[str, Any]) -> dict[str, str]:
+    """Columns that were numbers in the reference and are text now, or the other way round, and which of both."""
+    both = {name: (found["kind"], reference[name]["kind"]) for name, found in profile.items() if name in reference}
+    return {
+        name: f"now {kind}, {before} in the champion's data" for name, (kind, before) in both.items() if kind != before
+    }
 
 
 def stability_index(found: Mapping[str, Any], reference: Mapping[str, Any]) -> float:

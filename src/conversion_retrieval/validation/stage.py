@@ -91,7 +91,8 @@ def _report(
     found = profile.make_profile(cleaned)
     version, reference, reason = champion_profile(champion_uri)
     drifts = profile.drift(found, reference)
-    measured += [_drift_check(name, value, config.validation) for name, value in drifts.items()]
+    changed = profile.changed_kinds(found, reference)
+    measured += [_drift_check(name, value, changed.get(name, ""), config.validation) for name, value in drifts.items()]
     expectations = suites.judge(measured) + suites.judge_keys(cleaned)
     expectations += suites.judge_own(cleaned, own, max_rows=config.validation.max_suite_rows)
     failed = [entry for entry in expectations if not entry["success"]]
@@ -108,7 +109,7 @@ def _report(
     }, found
 
 
-def _drift_check(name: str, value: float, limits: ValidationConfig) -> Check:
+def _drift_check(name: str, value: float, meaning: str, limits: ValidationConfig) -> Check:
     table, _, column = name.partition(".")
     return Check(
         name="drift",
@@ -120,6 +121,7 @@ def _drift_check(name: str, value: float, limits: ValidationConfig) -> Check:
         setting="validation.max_drift_psi",
         count=0,
         rule="stop" if limits.drift_severity == "error" else "keep",
+        meaning=meaning,
     )
 
 
