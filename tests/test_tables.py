@@ -220,6 +220,26 @@ def test_a_column_that_is_there_twice_is_one_line(tmp_path: Path) -> None:
         read_tables(directory)
 
 
+def test_columns_without_a_name_or_told_apart_by_case_are_one_line(tmp_path: Path) -> None:
+    directory = write(tmp_path)
+    price = pa.array([1.0])
+    for names, message in (
+        (("price", "Price"), r"of .*items.parquet that differ in more than case, found price and Price: rename"),
+        (("Item_ID", "price"), r"of .*items.parquet that differ in more than case, found item_id and Item_ID: rename"),
+        (("price", ""), r"expected a name for every column of .*items.parquet, found none for column 4: name or"),
+        (("", ""), r"expected a name for every column of .*items.parquet, found none for column 3: name or"),
+    ):
+        table = pa.Table.from_arrays([*ITEMS.columns, price, price], names=[*ITEMS.column_names, *names])
+        pq.write_table(table, directory / "items.parquet")
+        with pytest.raises(TableError, match=message) as caught:
+            read_tables(directory)
+        assert "\n" not in str(caught.value)
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text(",item_id,advertiser_id\n0,i,a\n")
+    with pytest.raises(TableError, match=r"every column of .*items.csv, found none for column 1: name or remove it"):
+        read_tables(directory)
+
+
 @pytest.mark.parametrize("name", ["advertiser", "first_seen"])
 def test_an_item_column_of_a_name_that_features_use_is_refused_where_it_is(tmp_path: Path, name: str) -> None:
     with pytest.raises(TableError, match=rf"expected no items column called {name} in .*items.parquet"):

@@ -165,8 +165,7 @@ def _check_files(reader: TableReader) -> None:
 def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> None:
     table = reader.table
     canonical = {column.name for column in table.columns}
-    if repeated := [name for name, count in Counter(found.names).items() if count > 1]:
-        raise TableError(f"expected every column of {file} once, found {repeated[0]} more often: rename or remove it")
+    _check_names(found.names, file)
     if reserved := [name for name in found.names if name in table.reserved_columns]:
         raise TableError(
             f"expected no {table.name} column called {reserved[0]} in {file}, a name that the features use: rename it"
@@ -185,6 +184,24 @@ def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> No
         raise TableError(f"expected only the canonical columns in {file}, found {extra[0].name}: {hint}")
     for extra_field in extra:
         _check_extra(extra_field, reader.schema, file)
+
+
+def _check_names(names: list[str], file: TableFile) -> None:
+    """Names that are there and that the database of the checks, which tells no case, can tell apart."""
+    if "" in names:
+        raise TableError(
+            f"expected a name for every column of {file}, found none for column {names.index('') + 1}: "
+            "name or remove it"
+        )
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise TableError(f"expected every column of {file} once, found {repeated[0]} more often: rename or remove it")
+    same: dict[str, str] = {}
+    for name in names:
+        if (first := same.setdefault(name.lower(), name)) != name:
+            raise TableError(
+                f"expected columns of {file} that differ in more than case, found {first} and {name}: "
+                "rename or remove one"
+            )
 
 
 def _check_type(found: pa.DataType, column: Column, file: TableFile) -> None:

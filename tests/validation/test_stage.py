@@ -283,6 +283,59 @@ def test_embeddings_of_two_lengths_stop_and_the_rare_length_is_located(world: An
     assert (check["count"], check["sample"][0]["file"], check["sample"][0]["row"]) == (1, "part-2.parquet", 99)
 
 
+def test_columns_may_have_the_names_that_the_checks_use(world: Any, validate: Callable) -> None:
+    """Oracle: the same tables with other names; what is located is located by file and row all the same."""
+    taken = [
+        "file",
+        "Row",
+        "FILE_",
+        "size",
+        "length",
+        "bin",
+        "n",
+        "key",
+        "known",
+        "incoming",
+        "events",
+        "kept",
+        "user_id",
+    ]
+    taken += ["event_time", "event_type", "owner", "rowid", "items", "raw_items", "x"]
+    usual = [f"c{number}" for number in range(len(taken))]
+    found = []
+    for names in (usual, taken):
+        data = {name: [f"{name}{n}" for n in range(9)] + [None] for name in names[:-1]}
+        items = world.items.assign(**data, **{names[-1]: [[1.0, 2.0]] * 10})
+        twice = items.iloc[[3]].assign(advertiser_id="a9", **{names[0]: "other"})
+        world.items = pd.concat([items, twice], ignore_index=True)
+        world.users = world.users.assign(**{names[0]: "f", names[1]: 1.5})
+        found.append(validate(world.write(), *TOLERANT, "labels.attribution_level=advertiser", name=names[0]))
+        world.items, world.users = world.items.iloc[:10, :3], world.users.iloc[:, :2]
+    plain, outcome = found
+    assert outcome.verdict == "valid", outcome.report["reason"]
+    for name in ("conflicting_duplicate", "advertiser_changes"):
+        sample = [{"file": "items.parquet", "row": row, "item_id": "i3"} for row in (3, 10)]
+        assert outcome.check(name, "items")["sample"] == plain.check(name, "items")["sample"] == sample
+    read = [pq.read_table(o.snapshot_dir / "items.parquet").to_pydict() for o in found]
+    assert set(read[1]) == {"item_id", "advertiser_id", "price", *taken}
+    assert all(len(column) == 10 for column in read[1].values())
+    assert read[1]["file"] == [f"file{n}" for n in range(9)] + [None]
+    assert read[1]["x"] == read[0][usual[-1]]
+    assert outcome.report["counts"] == plain.report["counts"]
+    world.items["file"] = "f"
+    world.items["visual_embedding"] = [[1.0, 2.0]] * 9 + [[1.0]]
+    check = validate(world.write(), name="lengths").check("visual_embedding_lengths", "items")
+    assert check["sample"] == [{"file": "items.parquet", "row": 9, "item_id": "i9", "length": 1}]
+
+
+@pytest.mark.parametrize("name", ["Price", ""])
+def test_names_that_the_database_cannot_tell_are_invalid_data(world: Any, validate: Callable, name: str) -> None:
+    world.items[name] = 1.0
+    outcome = validate(world.write())
+    assert outcome.verdict == "invalid"
+    assert str(world.directory / "items.parquet") in outcome.report["reason"]
+
+
 def test_rows_out_of_the_order_of_time_are_kept_and_counted(world: Any, validate: Callable) -> None:
     world.parts = 1
     world.events = world.events.sort_values("event_time", kind="stable", ignore_index=True)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.tables import TableReader
-from conversion_retrieval.validation.cleaning import DROP_RULES, REPAIRS, Cleaned, quoted
+from conversion_retrieval.validation.cleaning import DROP_RULES, REPAIRS, Cleaned, place_columns, quoted
 from conversion_retrieval.validation.config import ValidationConfig
 from conversion_retrieval.validation.measurement import Check, Row
 from conversion_retrieval.validation.volume import CONVERSION_TYPES, volume_checks
@@ -125,8 +125,8 @@ def _lengths(cleaned: Cleaned, reader: TableReader, column: str, sample_rows: in
     lengths = cleaned.rows(f"SELECT {size} AS size, count(*) AS n FROM {kept} WHERE {size} IS NOT NULL GROUP BY 1")
     usual = max(lengths, key=lambda row: (row["n"], row["size"]), default={"size": 0, "n": 0})
     sample = (
-        f"SELECT file, row, {key}, {size} AS length FROM {located} WHERE {size} <> {usual['size']} "
-        f"AND {key} IN (SELECT {key} FROM {kept}) ORDER BY file, row LIMIT {sample_rows}"
+        f"SELECT {_place(reader)}, {key}, {size} AS length FROM {located} WHERE {size} <> {usual['size']} "
+        f"AND {key} IN (SELECT {key} FROM {kept}) ORDER BY ALL LIMIT {sample_rows}"
     )
     return Check(
         name=f"{column}_lengths",
@@ -144,7 +144,8 @@ def _lengths(cleaned: Cleaned, reader: TableReader, column: str, sample_rows: in
 def conversion_tables(cleaned: Cleaned, level: str) -> None:
     """Make ``paired``: each kept conversion with the last click and impression before it and its first click at all."""
     owner = "item_id" if level == "item" else "advertiser_id"
-    source = "kept" if level == "item" else "kept JOIN items USING (item_id)"
+    # Of the items only what is asked for: their other columns may be called as those of the events.
+    source = "kept" if level == "item" else "kept JOIN (SELECT item_id, advertiser_id FROM items) USING (item_id)"
     cleaned.database.execute(
         f"""
         CREATE TEMP TABLE conversions AS SELECT {SAMPLE_COLUMNS}, {owner} AS owner FROM {source}
@@ -199,7 +200,7 @@ def _microseconds(days: float) -> int:
 
 
 def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig) -> Iterator[Check]:
-    name, key = reader.table.name, reader.table.key
+    name, key, place = reader.table.name, reader.table.key, _place(reader)
     columns = ", ".join(map(quoted, reader.schema.names))
     required = [column.name for column in reader.table.columns]
     total = max(cleaned.value(f"SELECT count(*) FROM raw_{name}"), 1)
@@ -211,9 +212,9 @@ def _entity_checks(cleaned: Cleaned, reader: TableReader, config: PipelineConfig
     invalid = _rate_limit(config.validation, "max_invalid_rate")
     for rule, (column, condition) in conditions.items():
         count = cleaned.value(f"SELECT count(*) FROM raw_{name} WHERE {condition}")
-        sample = cleaned.rows(f"SELECT file, row, {key} FROM raw_{name} WHERE {condition} ORDER BY ALL LIMIT 20")
+        sample = cleaned.rows(f"SELECT {place}, {key} FROM raw_{name} WHERE {condition} ORDER BY ALL LIMIT 20")
         yield _entity_check(rule, name, column, count, total, invalid, sample, reader)
-    repeated = f"SELECT file, row, {key} FROM raw_{name} WHERE {key} IN (SELECT {key} FROM raw_{name} GROUP BY 1 {{}}) "
+    repeated = f"SELECT {place}, {key} FROM raw_{name} WHERE {key} IN (SELECT {key} FROM raw_{name} GROUP BY 1 {{}}) "
     for rule, count, having in (
         ("exact_duplicate", present - contents, "HAVING count(*) > 1"),
         ("conflicting_duplicate", contents - keys, "HAVING count(*) > 1"),
@@ -278,6 +279,11 @@ def _reference_checks(cleaned: Cleaned) -> Iterator[Check]:
 def _sample(cleaned: Cleaned, condition: str, size: int) -> list[Row]:
     query = f"SELECT {SAMPLE_COLUMNS} FROM events WHERE {condition} ORDER BY file, row LIMIT {size}"
     return _located(cleaned.rows(query), cleaned.tables.events)
+
+
+def _place(reader: TableReader) -> str:
+    file, row = map(quoted, place_columns(reader))
+    return f"{file} AS file, {row} AS row"
 
 
 def _located(rows: list[Row], reader: TableReader) -> list[Row]:

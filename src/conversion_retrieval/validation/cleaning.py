@@ -54,8 +54,8 @@ class Cleaned:
     """The database after cleaning.
 
     It has ``events`` (canonical columns, ``drop_rule`` null where kept, ``repairs`` as a bit mask, ``file``, ``row``),
-    the view ``kept`` of the rows to keep, ``items``, and ``users`` where given, with unique keys. Events after
-    ``latest`` were future-dated.
+    the view ``kept`` of the rows to keep, ``items``, and ``users`` where given, with unique keys; ``raw_items`` and
+    ``raw_users`` are those before, with ``place_columns``. Events after ``latest`` were future-dated.
     """
 
     database: duckdb.DuckDBPyConnection
@@ -117,8 +117,9 @@ def _load_entities(database: duckdb.DuckDBPyConnection, reader: TableReader) -> 
     with _incoming(database, reader):
         database.execute(f"CREATE TABLE raw_{name} AS SELECT * FROM incoming")
     order = ", ".join(map(quoted, dict.fromkeys([key, *reader.schema.names])))
+    place = ", ".join(map(quoted, place_columns(reader)))
     database.execute(
-        f"CREATE TABLE {name} AS SELECT DISTINCT ON ({key}) * EXCLUDE (file, row) FROM raw_{name} "
+        f"CREATE TABLE {name} AS SELECT DISTINCT ON ({key}) * EXCLUDE ({place}) FROM raw_{name} "
         f"WHERE {required} ORDER BY {order}"
     )
 
@@ -200,8 +201,18 @@ def _incoming(
         database.unregister("incoming")
 
 
+def place_columns(reader: TableReader) -> tuple[str, str]:
+    """The names of a row's file and number beside the table's own columns, which may be called ``file`` and ``row``."""
+    own = {name.lower() for name in reader.schema.names}  # the database tells no case
+    file, row = "file", "row"
+    while {file, row} & own:
+        file, row = f"{file}_", f"{row}_"
+    return file, row
+
+
 def _located_schema(reader: TableReader) -> pa.Schema:
-    return reader.schema.append(pa.field("file", pa.int32())).append(pa.field("row", pa.int64()))
+    file, row = place_columns(reader)
+    return reader.schema.append(pa.field(file, pa.int32())).append(pa.field(row, pa.int64()))
 
 
 def _located(
