@@ -84,6 +84,41 @@ def test_leading_zeros_of_csv_ids_survive(tmp_path: Path) -> None:
     assert read_tables(write_csv(tmp_path, text)).events.read()["user_id"].to_pylist() == ["01"]
 
 
+@pytest.mark.parametrize("word", ["NA", "null", "NULL", "NaN", "N/A", "nan", "#N/A"])
+def test_of_csv_only_an_empty_field_is_null(tmp_path: Path, word: str) -> None:
+    """Oracle: the text of the file, as a reader without any notion of null sees it."""
+    text = f"event_id,user_id,item_id,event_type,event_time,surface\n{word},{word},{word},click,2026-01-05T12:00:00Z,"
+    directory = write_csv(tmp_path, f"{text}\ne,u,i,click,2026-01-05T12:00:00Z,{word}\n")
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text(f'item_id,advertiser_id,country,note\n{word},{word},{word},\ni,a,,""\n')
+    tables = read_tables(directory)
+    found = tables.events.read(["event_id", "user_id", "item_id", "surface"]).to_pylist()
+    assert [list(row.values()) for row in found] == [[word, word, word, None], ["e", "u", "i", word]]
+    found = tables.items.read(["item_id", "advertiser_id", "note"]).to_pylist()
+    assert [list(row.values()) for row in found] == [[word, word, None], ["i", "a", ""]]
+
+
+def test_nan_in_a_number_column_of_csv_is_a_number_and_an_empty_field_null(tmp_path: Path) -> None:
+    header = "event_id,user_id,item_id,event_type,event_time,value\n"
+    rows = [f"e{n},u,i,click,2026-01-05T12:00:00Z,{value}\n" for n, value in enumerate(("1.5", "NaN", "nan", ""))]
+    directory = write_csv(tmp_path, header + "".join(rows))
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text("item_id,advertiser_id,price\ni,a,1\nj,a,NaN\nk,a,\n")
+    tables = read_tables(directory)
+    assert tables.items.schema.field("price").type == pa.float64()
+    found = tables.events.read(["value"])["value"].to_pylist(), tables.items.read(["price"])["price"].to_pylist()
+    assert [list(map(str, column)) for column in found] == [["1.5", "nan", "nan", "None"], ["1.0", "nan", "None"]]
+
+
+def test_a_word_for_null_among_numbers_of_csv_is_located_with_what_to_write(tmp_path: Path) -> None:
+    header = "event_id,user_id,item_id,event_type,event_time,value\n"
+    rows = [f"e{n},u,i,click,2026-01-05T12:00:00Z,{value}\n" for n, value in enumerate(("1.5", "NA"))]
+    with pytest.raises(
+        TableError, match=r"events.csv, found in column value, row 3: .*: leave the field empty for null$"
+    ):
+        read_tables(write_csv(tmp_path, header + "".join(rows)))
+
+
 def test_bucket_gives_the_same_rows_as_its_directory(tmp_path: Path, gcs_bucket: str) -> None:
     directory = write(tmp_path, events(2), events(3))
     open_store(gcs_bucket).upload_directory(directory, "team/data")

@@ -4,12 +4,15 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from conversion_retrieval.errors import TableError, one_line
 from conversion_retrieval.schema import Table, is_embedding
+
+NULL_WORDS: Final = ("#n/a", "n/a", "na", "none", "null", r"\n")
 
 
 def csv_schema(file: Path, table: Table) -> pa.Schema:
@@ -22,7 +25,10 @@ def csv_schema(file: Path, table: Table) -> pa.Schema:
 
 def _open_csv(file: Path, table: Table) -> pa_csv.CSVStreamingReader:
     kinds = {column.name: column.kind for column in table.columns if not is_embedding(column.kind)}
-    options = pa_csv.ConvertOptions(column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    # Words such as NA are values, ids among them: by default Arrow would take them for null.
+    options = pa_csv.ConvertOptions(
+        column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+    )
     return pa_csv.open_csv(file, convert_options=options)
 
 
@@ -38,7 +44,9 @@ def _csv_error(error: Exception, file: Path) -> TableError:
     message = one_line(error)
     if match := re.search(r"In CSV column #(\d+): .*invalid value '(.*)'|In CSV column #(\d+): .*in '(.*)'", message):
         number, value = int(match[1] or match[3]), match[2] or match[4]
-        return TableError(f"expected readable values in {file}, found in {_csv_place(file, number, value)}: {message}")
+        place = _csv_place(file, number, value)
+        hint = ": leave the field empty for null" if value.lower() in NULL_WORDS else ""
+        return TableError(f"expected readable values in {file}, found in {place}: {message}{hint}")
     return TableError(f"expected complete CSV lines in {file}, found: {message}")
 
 
