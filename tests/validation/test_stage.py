@@ -212,6 +212,59 @@ def test_bad_values_are_counted_and_set_to_null(
     assert len(outcome.events) == len(world.events)
 
 
+def with_ticks(path: Path, column: str, ticks: dict[int, int]) -> None:
+    """Put microseconds since 1970 into rows of a part: pandas and datetime know no such times."""
+    table = pq.read_table(path)
+    position, values = table.schema.get_field_index(column), table[column].cast(pa.int64()).to_pylist()
+    times = [ticks.get(row, value) for row, value in enumerate(values)]
+    new = pa.array(times, pa.int64()).cast(pa.timestamp("us", "UTC"))
+    pq.write_table(table.set_column(position, column, new), path)
+
+
+YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
+
+
+def test_reported_times_beyond_the_year_9999_are_counted_and_set_to_null(
+    world: Any, validate: Callable, tmp_path: Path
+) -> None:
+    """Oracle: the seconds of the calendar's ends by ``date -u +%s``; features are built of what stays."""
+    ticks = {2: YEAR_10000 - 2, 5: YEAR_10000 - 1, 8: YEAR_10000, 11: 2**63 - 1, 14: 2**62, 17: -(2**63)}
+    with_ticks(world.write() / "events" / "part-0.parquet", "reported_time", ticks)
+    outcome = validate(world.directory, *TOLERANT)
+    check = outcome.check("unreadable_reported_time")
+    assert (outcome.verdict, check["count"], check["rule"], check["severity"]) == ("valid", 5, "set to null", "error")
+    assert [row["row"] for row in check["sample"]] == [5, 8, 11, 14, 17]
+    assert outcome.check("reported_before_event")["count"] == 1
+    snapshot = pq.read_table(outcome.snapshot_dir / "events")
+    times = snapshot["reported_time"].cast(pa.int64()).to_pylist()
+    reported = dict(zip(snapshot["event_id"].to_pylist(), times, strict=True))
+    assert [reported[f"e{row:05d}"] for row in ticks] == [YEAR_10000 - 2, *[None] * 5]
+    assert len(snapshot) == len(world.events)
+    split = PipelineConfig(split=SplitConfig(validation_days=1, test_days=1))
+    features_dir = tmp_path / "features"
+    build_features(
+        snapshot_dir=outcome.snapshot_dir, features_dir=features_dir, spec_dir=tmp_path / "spec", config=split
+    )
+    windows = json.loads((features_dir / "features.json").read_text())["windows"]
+    assert windows["known_until"] == "9999-12-31T23:59:59.999999+00:00"
+    strict = validate(world.directory, "validation.max_invalid_rate=0.01", name="strict")
+    assert strict.report["reason"].startswith(
+        "events unreadable_reported_time reported_time: 0.01667, the limit is 0.01"
+    )
+    assert "5 rows outside the years 1 to 9999" in strict.report["reason"]
+
+
+def test_event_times_that_are_no_dates_are_counted_and_dropped(world: Any, validate: Callable) -> None:
+    ticks = {1: YEAR_1 - 1, 4: -(2**63), 7: -(2**63) + 1, 10: YEAR_10000, 13: 2**63 - 1}
+    with_ticks(world.write() / "events" / "part-0.parquet", "event_time", ticks)
+    outcome = validate(world.directory, *TOLERANT)
+    early, late = outcome.check("unreadable_event_time"), outcome.check("future_dated")
+    assert (early["count"], early["rule"], late["count"], outcome.verdict) == (3, "drop", 2, "valid")
+    assert [row["row"] for row in early["sample"] + late["sample"]] == [1, 4, 7, 10, 13]
+    assert late["sample"][0]["event_time"].startswith("10000-01-01 00:00:00")
+    assert len(outcome.events) == len(world.events) - 5
+
+
 def test_click_duration_on_another_event_is_set_to_null(world: Any, validate: Callable) -> None:
     world.events.at[0, "click_duration_seconds"] = 5.0  # row 0 is an impression
     outcome = validate(world.write(), *TOLERANT)

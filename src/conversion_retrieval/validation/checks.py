@@ -13,6 +13,7 @@ from conversion_retrieval.validation.volume import CONVERSION_TYPES, volume_chec
 SAMPLE_COLUMNS: Final = "file, row, event_id, user_id, item_id, event_type, event_time"
 COLUMN_OF: Final = {
     "unknown_event_type": "event_type",
+    "unreadable_event_time": "event_time",
     "future_dated": "event_time",
     "orphan_item": "item_id",
     "exact_duplicate": "event_id",
@@ -21,7 +22,13 @@ COLUMN_OF: Final = {
     "click_duration_elsewhere": "click_duration_seconds",
     "bad_value": "value",
     "reported_before_event": "reported_time",
+    "unreadable_reported_time": "reported_time",
     "bad_context_embedding": "context_embedding",
+}
+
+UNREADABLE: Final = {
+    "unreadable_event_time": "before the year 1",
+    "unreadable_reported_time": "outside the years 1 to 9999",
 }
 
 
@@ -59,7 +66,7 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
             count=count,
             rule="drop",
             sample=_sample(cleaned, f"drop_rule = '{rule}'", limits.sample_rows) if count else [],
-            meaning=_future(cleaned, config) if rule == "future_dated" else "",
+            meaning=_future(cleaned, config) if rule == "future_dated" else UNREADABLE.get(rule, ""),
         )
     bits = ", ".join(f"sum((repairs & {1 << n} > 0)::INT) AS {rule}" for n, rule in enumerate(REPAIRS))
     repaired = cleaned.rows(f"SELECT {bits} FROM events")[0]
@@ -75,6 +82,7 @@ def _event_rules(cleaned: Cleaned, config: PipelineConfig) -> Iterator[Check]:
             count=count,
             rule="set to null",
             sample=_sample(cleaned, f"repairs & {1 << number} > 0", limits.sample_rows) if count else [],
+            meaning=UNREADABLE.get(rule, ""),
         )
     kept = cleaned.value("SELECT count(*) FROM kept")
     yield Check(
@@ -277,7 +285,9 @@ def _reference_checks(cleaned: Cleaned) -> Iterator[Check]:
 
 
 def _sample(cleaned: Cleaned, condition: str, size: int) -> list[Row]:
-    query = f"SELECT {SAMPLE_COLUMNS} FROM events WHERE {condition} ORDER BY file, row LIMIT {size}"
+    rows = f"SELECT {SAMPLE_COLUMNS} FROM events WHERE {condition} ORDER BY file, row LIMIT {size}"
+    # As text: not every bad time can be fetched as a time.
+    query = f"SELECT * REPLACE (event_time::VARCHAR AS event_time) FROM ({rows}) ORDER BY file, row"
     return _located(cleaned.rows(query), cleaned.tables.events)
 
 

@@ -27,23 +27,28 @@ REQUIRED: Final = tuple(column.name for column in EVENTS.columns if column.requi
 DROP_RULES: Final = (
     *(f"null_{name}" for name in REQUIRED),
     "unknown_event_type",
+    "unreadable_event_time",
     "future_dated",
     "orphan_item",
     "exact_duplicate",
     "conflicting_duplicate",
 )
+FIRST_TIME: Final = "TIMESTAMPTZ '0001-01-01 00:00:00+00'"
+LAST_TIME: Final = "TIMESTAMPTZ '9999-12-31 23:59:59.999999+00'"
+"""What the features can write as dates; exclusive, for windows end a microsecond after the last time."""
 FINITE: Final = "list_transform(context_embedding, lambda x: coalesce(isfinite(x), false))"
 REPAIRS: Final = {
     "bad_click_duration": "NOT (click_duration_seconds >= 0 AND isfinite(click_duration_seconds))",
     "click_duration_elsewhere": "click_duration_seconds IS NOT NULL AND event_type <> 'click'",
     "bad_value": "NOT (value >= 0 AND isfinite(value))",
     "reported_before_event": "reported_time < event_time",
+    "unreadable_reported_time": f"reported_time < {FIRST_TIME} OR reported_time >= {LAST_TIME}",
     "bad_context_embedding": f"NOT list_bool_and({FINITE})",
 }
 REPAIRED_COLUMNS: Final = {
     "click_duration_seconds": ("bad_click_duration", "click_duration_elsewhere"),
     "value": ("bad_value",),
-    "reported_time": ("reported_before_event",),
+    "reported_time": ("reported_before_event", "unreadable_reported_time"),
     "context_embedding": ("bad_context_embedding",),
 }
 """Repairs set the column to null: missing rather than wrong."""
@@ -149,6 +154,7 @@ def _load_events(
             CREATE TABLE events AS
             SELECT {replaced}, ({bits})::UTINYINT AS repairs,
                 CASE {nulls} WHEN event_type NOT IN ({types}) THEN 'unknown_event_type'
+                    WHEN event_time < {FIRST_TIME} THEN 'unreadable_event_time'
                     WHEN event_time > ? THEN 'future_dated' WHEN known.key IS NULL THEN 'orphan_item' END AS drop_rule
             FROM incoming LEFT JOIN (SELECT item_id AS key FROM items) known ON incoming.item_id = known.key
             """,
