@@ -229,6 +229,17 @@ def test_a_champion_is_measured_with_all_that_it_was_trained_with_or_not_at_all(
         np.testing.assert_array_equal(ranks, expected[same.positives.query, same.positives.item])
 
 
+def test_figures_of_events_that_a_log_no_longer_holds_are_zero_rather_than_missing(world):
+    dataset = dataset_of(world)
+    built = dataset.metadata["item_performance"]
+    assert any(name.startswith("save_") for name in built)
+    without = [name for name in built if not name.startswith("save_")]
+    assert not replace(dataset, metadata={**dataset.metadata, "item_performance": without}).missing_figures
+    fewer = [name for name in built if name != "save_count_1d"]
+    found = replace(dataset, metadata={**dataset.metadata, "item_performance": fewer}).missing_figures
+    assert found == ["item_performance.save_count_1d"]
+
+
 def dataset_of(world):
     return FeatureDataset.open(world.features_dir, FeatureSpec.load(world.spec_dir))
 

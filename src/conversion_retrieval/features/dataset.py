@@ -1,6 +1,7 @@
 """Reading built features: raw on disk, encoded on opening by this run's spec or by another's (the champion's)."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from conversion_retrieval.features.windows import DAY, SPLITS
 from conversion_retrieval.schema import EVENT_TYPES, KNOWN_EVENTS
 
 RECENT_SNAPSHOTS: Final = 4
+COUNT: Final = re.compile(r"(?P<kind>\w+?)_(?:count|decayed)_.+")  # a performance figure of a kind of event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +235,18 @@ class FeatureDataset:
 
     @property
     def missing_figures(self) -> list[str]:
-        """What the spec's model reads of items, users and histories that these features were built without."""
+        """What the spec's model reads of items, users and histories that these features were built without.
+
+        Counts of events that the training window does not hold at all are no such: they are zero, as the model sees.
+        """
+        built = self.metadata["item_performance"]
+        counted = {figure["kind"] for figure in map(COUNT.fullmatch, built) if figure}
         asked = {
-            "item_performance": [statistic.name for statistic in self.spec.item_performance],
+            "item_performance": [
+                statistic.name
+                for statistic in self.spec.item_performance
+                if (figure := COUNT.fullmatch(statistic.name)) and figure["kind"] in counted
+            ],
             "user_aggregates": [statistic.name for statistic in self.spec.user_aggregates],
             "history_events": list(self.spec.history_events),
         }
