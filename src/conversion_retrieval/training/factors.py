@@ -50,7 +50,9 @@ def _fit_to_histories(memory: Memory, dataset: FeatureDataset, before: int, *, s
     """
     log = _log_of_ids(dataset)
     matrix = _histories(log, log.users_before(before), half_life_days=memory.half_life_days)
-    found = item_factors(matrix, memory.factors.shape[1], seed=seed)
+    count = memory.factors.shape[1]
+    _release(memory.factors)
+    found = item_factors(matrix, count, seed=seed)
     say(f"memory: {found.shape[1]} factors of {matrix.nnz:,} user-item pairs")
     _store(found, memory.factors)
 
@@ -61,10 +63,15 @@ def _fit_to_positives(
     """The positives of the newest queries regressed on their histories; conversions if there are any."""
     histories, targets = _regression(dataset, parts, config)
     rank, ridge, seed = memory.factors.shape[1], config.model.memory_ridge, config.model.seed
+    for factors in (memory.factors, memory.history_factors):
+        _release(factors)
     found = reduced_rank_ridge(histories, targets, rank=rank, ridge=ridge, seed=seed)
     say(f"memory: a map of rank {found.outputs.shape[1]} from {histories.shape[0]:,} histories to what followed them")
-    _store(found.outputs, memory.factors)
-    _store(found.inputs, memory.history_factors)
+    outputs, inputs = found.outputs, found.inputs
+    del found
+    _store(outputs, memory.factors)
+    del outputs  # not beside the other table
+    _store(inputs, memory.history_factors)
 
 
 def _regression(
@@ -177,7 +184,13 @@ def _targets(cells: tuple[NDArray[np.int64], NDArray[np.int64]], shape: tuple[in
     return matrix
 
 
+def _release(factors: torch.Tensor) -> None:
+    """Give a table's memory back until ``_store`` fills it: while new factors are found nobody reads the old ones."""
+    factors.untyped_storage().resize_(0)
+
+
 def _store(found: NDArray[np.float32], factors: torch.Tensor) -> None:
     """Fewer factors than asked for leave zeros, as does the unknown id."""
+    factors.untyped_storage().resize_(factors.numel() * factors.element_size())
     factors.zero_()
     factors[1:, : found.shape[1]] = torch.from_numpy(found)
