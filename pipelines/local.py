@@ -40,7 +40,6 @@ def run_locally(
     overrides: tuple[str, ...] = (),
     allow_first: bool = False,
     notification_url: str = "",
-    parameters: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Compile into ``output_dir`` and execute that file; artifacts, log and report go to a directory per run.
 
@@ -57,7 +56,6 @@ def run_locally(
         "config_json": json.dumps(config_values(config), sort_keys=True),
         "allow_first": allow_first,
         "checkpoint_dir": str(output_dir.resolve() / "checkpoints"),
-        **(parameters or {}),
     }
     # Not as a parameter, which the log would show: a webhook's address is its password.
     webhook = {URL_VARIABLE: notification_url} if notification_url else {}

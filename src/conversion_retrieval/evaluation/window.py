@@ -48,7 +48,7 @@ class EvaluationWindow:
     @cached_property
     def windows(self) -> Windows:
         """Each query's history in the event log."""
-        return history_windows(self.log, self.split)
+        return history_windows(self.log, self.split, self.split.known_end)
 
     @cached_property
     def seen(self) -> ItemLists:
@@ -102,9 +102,9 @@ def log_of(events: Events, num_items: int) -> EventLog:
     )
 
 
-def history_windows(log: EventLog, split: Split) -> Windows:
-    """What each query of a split may know of its user in the ``event_log``."""
-    return Windows(starts=log.offsets[split.user], ends=split.known_end, times=split.time)
+def history_windows(log: EventLog, split: Split, ends: NDArray[np.int64]) -> Windows:
+    """What each query of a split may know of its user in a log: all up to its ``ends`` [Q] there."""
+    return Windows(starts=log.offsets[split.user], ends=ends, times=split.time)
 
 
 def task_queries(split: Split, windows: Windows, task: int, start: int) -> QuerySet:

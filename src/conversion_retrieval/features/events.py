@@ -50,7 +50,6 @@ class EventScan:
     user_ids: pa.Array
     offsets: NDArray[np.int64]
     surfaces: tuple[str, ...]
-    first_time: int
     dense_from: int
     last_time: int
     last_available: int
@@ -151,7 +150,6 @@ def scan_events(files: Sequence[Path]) -> EventScan:
         user_ids=user_ids,
         offsets=offsets,
         surfaces=tuple(sorted(surfaces)),
-        first_time=min(first),
         dense_from=max(min(first), _dense_from(by_day)),
         last_time=max(last),
         last_available=max(available),

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.evaluation.events import EventLog, Windows, affinities
-from conversion_retrieval.evaluation.window import EvaluationWindow, log_of
+from conversion_retrieval.evaluation.window import EvaluationWindow, history_windows, log_of
 from conversion_retrieval.factorization import item_factors, reduced_rank_ridge
 from conversion_retrieval.features.config import SplitConfig
 from conversion_retrieval.features.dataset import FeatureDataset, Split
@@ -96,7 +96,7 @@ def _regression(
     for number, (examples, (query, target)) in enumerate(zip(parts, cells, strict=True)):
         low, high = np.searchsorted(newest, starts[number : number + 2])
         chosen = newest[low:high] - starts[number]
-        windows = _windows(log, examples.split).rows(chosen).newest(width)
+        windows = history_windows(log, examples.split, examples.split.history_end).rows(chosen).newest(width)
         histories.append(_histories(log, windows, half_life_days=config.model.memory_half_life_days))
         kept = np.isin(query, chosen)
         rows.append(low + np.searchsorted(chosen, query[kept]))
@@ -156,11 +156,6 @@ def _log_of_ids(dataset: FeatureDataset) -> EventLog:
     log, unknown = log_of(dataset.events, dataset.num_items), np.zeros(1, np.int32)
     codes = np.concatenate([dataset.items.id_code.astype(np.int32), unknown])  # item -1 is the last
     return replace(log, item=codes[log.item] - 1, num_items=dataset.spec.item_ids.rows - 1)
-
-
-def _windows(log: EventLog, split: Split) -> Windows:
-    """What the model sees of each query's user."""
-    return Windows(starts=log.offsets[split.user], ends=split.history_end, times=split.time)
 
 
 def _histories(log: EventLog, windows: Windows, *, half_life_days: float) -> sparse.csr_array:
