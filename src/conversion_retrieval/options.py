@@ -1,6 +1,7 @@
 """What the configuration's dataclasses share: how a field tells its past, and checks of names and bounds."""
 
 import difflib
+import math
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -26,3 +27,18 @@ def require_at_least(options: object, minimum: int, *names: str) -> None:
     for name in names:
         if (value := getattr(options, name)) < minimum:
             raise ValueError(f"{name} must be at least {minimum}, found {value}")
+
+
+def require_resamples(num_resamples: int, confidence_level: float) -> None:
+    """``ValueError`` for fewer resamples than give a percentile interval of that level one draw beyond each bound.
+
+    With fewer the interval is the range of the draws, with one a point, and any difference counts as certain.
+    """
+    if not 0 < confidence_level < 1:
+        raise ValueError(f"confidence_level must be between 0 and 1, found {confidence_level}")
+    minimum = math.ceil(round(2 / (1 - confidence_level), 6))
+    if num_resamples < minimum:
+        raise ValueError(
+            f"num_resamples must be at least {minimum} at a confidence_level of {confidence_level}, "
+            f"found {num_resamples}"
+        )

@@ -30,8 +30,8 @@ CONFIG = json.dumps(
     {
         "training": {"max_steps": 2, "batch_size": 256},
         "model": {"embedding_dim": 8, "feature_dim": 4, "history": {"encoder": "recency_mean"}},
-        "evaluation": {"num_resamples": 20, "baselines": ["popularity"]},
-        "gate": {"num_resamples": 20, "min_conversions": 1, "min_queries": 1, "must_beat": [], "guardrail_slices": []},
+        "evaluation": {"num_resamples": 40, "baselines": ["popularity"]},
+        "gate": {"num_resamples": 40, "min_conversions": 1, "min_queries": 1, "must_beat": [], "guardrail_slices": []},
         "split": {"max_evaluation_queries": 100},
     }
 )

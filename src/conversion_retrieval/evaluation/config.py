@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from conversion_retrieval.options import require_at_least, require_known
+from conversion_retrieval.options import require_at_least, require_known, require_resamples
 
 BASELINES: Final = ("popularity", "recent_popularity", "own_history", "item_knn", "pure_svd")
 """The baselines' names; ``baselines`` has what they do."""
@@ -63,13 +63,11 @@ class EvaluationConfig:
                 raise ValueError(f"{name} must hold positive numbers, found {getattr(self, name)}")
         if not self.engagement_weights or min(self.engagement_weights) < 0:
             raise ValueError(f"engagement_weights must hold numbers from 0, found {self.engagement_weights}")
-        if not 0 < self.confidence_level < 1:
-            raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        require_resamples(self.num_resamples, self.confidence_level)
         require_at_least(self, 0, "seed")
         require_at_least(
             self,
             1,
-            "num_resamples",
             "max_events_per_user",
             "tuning_k",
             "tuning_queries",

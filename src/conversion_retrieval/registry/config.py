@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from conversion_retrieval.evaluation.config import BASELINES, ENGAGEMENT_ONLY, SLICES
-from conversion_retrieval.options import require_at_least, require_known
+from conversion_retrieval.options import require_at_least, require_known, require_resamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,8 @@ class GateConfig:
         for name in ("min_recall", "min_index_recall", "max_regression", "max_slice_regression"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)}")
-        if not 0 < self.confidence_level < 1:
-            raise ValueError(f"confidence_level must be between 0 and 1, found {self.confidence_level}")
+        require_resamples(self.num_resamples, self.confidence_level)
         require_at_least(self, 0, "seed")
-        require_at_least(self, 1, "k", "min_conversions", "min_queries", "min_slice_conversions", "num_resamples")
+        require_at_least(self, 1, "k", "min_conversions", "min_queries", "min_slice_conversions")
         require_known("must_beat", self.must_beat, (*BASELINES, ENGAGEMENT_ONLY))
         require_known("guardrail_slices", self.guardrail_slices, SLICES)
