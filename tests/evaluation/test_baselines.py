@@ -178,6 +178,16 @@ def test_a_user_without_history_gets_popular_items(name):
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
+def test_a_user_of_items_alone_that_came_after_the_fit_gets_popular_items(name):
+    """Oracle: popularity, after the user's own item where a baseline lists that. By rows it would be 0, 1, 2, 3."""
+    log, now = log_of([(0, 2, 1), (1, 2, 2), (2, 2, 3), (2, 1, 3), (3, 3, 30)], 4, 4), int(days(20))
+    windows = log.users_before(int(days(40))).rows(np.array([3]))
+    expected = [3, 2, 1, 0] if name == "own_history" else [2, 1, 0, 3]
+    for ranker in BASELINES[name](log, now, CONFIG):
+        assert order(all_scores(ranker, windows))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
 def test_every_baseline_fits_an_empty_log(name):
     nothing = EventLog(
         item=np.empty(0, np.int32),

@@ -28,7 +28,7 @@ def fit_pure_svd(log: EventLog, before: int, config: EvaluationConfig) -> Sequen
 
 @dataclass(frozen=True, kw_only=True)
 class PureSVD:
-    """Scores x V V', where x [N] flags the items of a query's history; popularity where that is empty."""
+    """Scores x V V', where x [N] flags the items of a query's history; popularity where these hold none of it."""
 
     parameters: Parameters
     log: EventLog
@@ -42,8 +42,10 @@ class PureSVD:
 
         def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             history = window_items(self.log, windows.rows(rows), self.config)
-            scores = torch.from_numpy(history @ self.factors) @ items
-            scores[torch.from_numpy(np.diff(history.indptr) == 0)] = torch.from_numpy(self.base)
+            folded = torch.from_numpy(history @ self.factors)
+            scores = folded @ items
+            # An empty history, or one of items alone that nobody had before the fit.
+            scores[~folded.any(dim=1)] = torch.from_numpy(self.base)
             return scores.numpy()
 
         return score
