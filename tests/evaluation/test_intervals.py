@@ -44,6 +44,15 @@ def test_an_outcome_that_never_varies_has_a_point_for_an_interval():
     assert (found.value[0], found.low[0], found.high[0]) == (0.5, 0.5, 0.5)
 
 
+def test_one_user_alone_has_a_value_and_no_interval():
+    """Oracle: two users have one; resamples of one user are all that user and would bound it by itself."""
+    hits, counts = np.array([[2.0, 2.0], [0.0, 1.0]]), np.array([[4.0, 4.0], [0.0, 4.0]])
+    found = UserBootstrap(num_users=2, num_resamples=100).intervals(hits, counts)
+    np.testing.assert_allclose(found.value, [0.5, 0.375])
+    assert np.isnan([found.low[0], found.high[0]]).all()
+    assert (found.low[1], found.high[1]) == (0.25, 0.5)
+
+
 def test_nothing_measured_is_nan_and_does_not_disturb_its_neighbours():
     hits, counts = example()
     alone = UserBootstrap(num_users=80, num_resamples=100).intervals(hits[:, None], counts[:, None])

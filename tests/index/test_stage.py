@@ -10,6 +10,7 @@ import pytest
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.ranking import ItemLists, exact_ranks
+from conversion_retrieval.evaluation.window import EvaluationWindow
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
 from conversion_retrieval.index import stage
@@ -63,6 +64,13 @@ def test_an_approximate_index_ships_with_its_trade_off_and_parameters(world, tmp
     assert facts["parameters"]["setting"] in {point["setting"] for point in facts["trade_off"]}
     assert facts["recall"]["low"] <= recall <= facts["recall"]["high"]
     assert facts["target_met"]
+
+
+def test_an_index_measured_on_one_users_queries_has_a_recall_without_an_interval(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(EvaluationWindow, "users", property(lambda self: np.zeros(len(self.split), np.int64)))
+    build_index(**world.inputs, index_dir=tmp_path / "index")
+    recall = ItemIndex.open(tmp_path / "index").facts["recall"]
+    assert (recall["value"], recall["low"], recall["high"]) == (1.0, None, None)
 
 
 def test_a_list_that_lacks_a_positive_ranks_it_as_not_retrieved(built):

@@ -173,6 +173,26 @@ def test_a_slice_with_too_few_conversions_is_named_but_does_not_block() -> None:
     assert "surface=search (100)" in check(decision, "guardrail_slices").detail
 
 
+def test_one_users_conversions_decide_nothing_however_many() -> None:
+    """2,000 conversions of 1,000 queries that popularity finds a tenth of: of one user all the same."""
+    world = ranks(recalled(0.4), recalled(0.3))
+    world = dataclasses.replace(world, users=np.zeros(len(world), np.int64))
+    decision = decide(inputs_of("better", "present", ranks=world), CONFIG)
+    beats = check(decision, "beats_popularity")
+    assert (decision.verdict, beats.passed, beats.low) == (TOO_LITTLE, None, None)
+    assert beats.value == pytest.approx(0.3)
+    assert "beats_popularity is 0.3 against 0: without an interval" in decision.reason
+
+
+def test_a_slice_of_one_user_is_named_but_does_not_block() -> None:
+    inputs = sliced("search", 250)
+    assert decide(inputs, CONFIG).verdict == "reject"
+    users = np.where(inputs.ranks.slices["surface"] == "search", -1, inputs.ranks.users)
+    decision = decide(dataclasses.replace(inputs, ranks=dataclasses.replace(inputs.ranks, users=users)), CONFIG)
+    assert decision.verdict == "promote"
+    assert "surface=search (250)" in check(decision, "guardrail_slices").detail
+
+
 def test_missing_guardrail_slices_are_never_a_pass() -> None:
     world = dataclasses.replace(ranks(recalled(0.4), recalled(0.3)), slices={})
     assert decide(inputs_of("better", "present", ranks=world), CONFIG).verdict == TOO_LITTLE

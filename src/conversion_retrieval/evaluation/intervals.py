@@ -20,7 +20,7 @@ BLOCK_CELLS: Final = 16_000_000  # counts multiplied at a time: 64 MB
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """M ratios [M] and the bounds of their intervals [M]; NaN where the denominator is zero."""
+    """M ratios [M], NaN where the denominator is zero, and bounds of their intervals [M], NaN for one user too."""
 
     value: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -44,11 +44,17 @@ class UserBootstrap:
         return Intervals(value=ratios(numerators.sum(0), denominators.sum(0)), low=low, high=high)
 
     def replicates(self, numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The ratios in every resample, [num_resamples, M]; NaN where a resample drew nobody who counts."""
+        """The ratios in every resample, [num_resamples, M]; NaN where a resample drew nobody who counts.
+
+        NaN also throughout a column in which one user alone counts: resamples that cannot differ would bound it by
+        itself.
+        """
         num_columns = numerators.shape[1]
         totals = np.hstack([numerators, denominators]).astype(np.float32)
         sums = np.vstack([counts.astype(np.float32) @ totals for counts in self._blocks()]).astype(np.float64)
-        return ratios(sums[:, :num_columns], sums[:, num_columns:])
+        found = ratios(sums[:, :num_columns], sums[:, num_columns:])
+        found[:, np.count_nonzero(denominators, axis=0) < 2] = np.nan
+        return found
 
     @cached_property
     def counts(self) -> NDArray[np.uint8]:

@@ -149,7 +149,8 @@ def _test_recall(index: Any, test: EvaluationWindow, vectors: ModelVectors, conf
     num_users = int(users.max()) + 1
     sums, counts = (sum_by_user(values, users, num_users) for values in (recalls, np.ones_like(recalls)))
     interval = UserBootstrap(num_users=num_users, seed=config.seed).intervals(sums, counts)
-    value, low, high = (float(bound[0]) for bound in (interval.value, interval.low, interval.high))
+    bounds = (interval.value, interval.low, interval.high)
+    value, low, high = (float(bound[0]) if np.isfinite(bound[0]) else None for bound in bounds)
     return {"k": config.recall_k, "value": value, "low": low, "high": high, "n": len(queries)}
 
 

@@ -166,7 +166,7 @@ def _guardrail_coverage(columns: RecallColumns, config: GateConfig) -> Check:
     skipped = ", ".join(f"{name} ({count})" for name, count in columns.skipped.items())
     detail = f"{len(columns.slice_columns)} slices compared with the champion"
     if skipped:
-        detail += f"; under {config.min_slice_conversions} conversions and left out: {skipped}"
+        detail += f"; under {config.min_slice_conversions} conversions, or of one user, and left out: {skipped}"
     if missing:
         detail = f"the evaluation has no slices by {', '.join(missing)}"
     return Check(name="guardrail_slices", passed=None if missing else True, detail=detail)
@@ -200,7 +200,11 @@ def _check(
     n: int | None,
     detail: str,
 ) -> Check:
-    """A check whose non-finite numbers are None, so that it is strict JSON."""
+    """A check whose non-finite numbers are None, so that it is strict JSON; what is missing is said."""
+    if _finite(value) is None:
+        detail = f"not measured: {detail}"
+    elif low is not None and _finite(low) is None:
+        detail = f"without an interval: {detail}"
     return Check(
         name=name,
         passed=passed,
@@ -209,7 +213,7 @@ def _check(
         low=_finite(low),
         high=_finite(high),
         n=n,
-        detail=detail if _finite(value) is not None else f"not measured: {detail}",
+        detail=detail,
     )
 
 

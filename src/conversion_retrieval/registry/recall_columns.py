@@ -51,7 +51,8 @@ class RecallColumns:
         for name in self.config.guardrail_slices:
             for value in np.unique(self.ranks.slices.get(name, np.empty(0, np.str_))):
                 inside = self.ranks.slices[name] == value
-                if (count := int(inside.sum())) < self.config.min_slice_conversions:
+                count, num_users = int(inside.sum()), len(np.unique(self.ranks.users[inside]))
+                if count < self.config.min_slice_conversions or num_users < 2:
                     self.skipped[f"{name}={value}"] = count
                 else:
                     self._add(f"{name}={value}", np.where(inside, difference, 0.0), inside.astype(np.float64))

@@ -14,7 +14,10 @@ from conversion_retrieval.evaluation.intervals import UserBootstrap, ratios, sum
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """M ratios: ``values`` [M] and their bootstrap ``replicates`` [R, M]; NaN where nothing was observed."""
+    """M ratios: ``values`` [M] and their bootstrap ``replicates`` [R, M]; NaN where nothing was observed.
+
+    Replicates are NaN also where one user alone was: such a ratio has no interval.
+    """
 
     values: NDArray[np.float64]
     replicates: NDArray[np.float64]
