@@ -394,6 +394,14 @@ def test_the_same_artifacts_give_the_same_bytes(run, page, tmp_path):
     assert (tmp_path / "again.html").read_text() == page
 
 
+@pytest.mark.parametrize(("level", "words"), [(0.9, "90%"), (0.999, "99.9%")])
+def test_intervals_are_told_with_the_level_that_they_were_made_with(run, tmp_path, level, words):
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    write_manifest(tmp_path / "evaluation", kind="evaluation", metadata={"confidence_level": level})
+    write_evaluation_page(tmp_path / "evaluation", tmp_path / "page.html")
+    assert f"Brackets: {words} bootstrap interval over users" in (tmp_path / "page.html").read_text()
+
+
 def test_an_evaluation_has_a_page_of_its_own(run, tmp_path):
     write_evaluation_page(run["evaluation_dir"], tmp_path / "evaluation.html")
     text = (tmp_path / "evaluation.html").read_text()

@@ -127,6 +127,7 @@ def test_the_artifact_records_what_it_was_made_from(evaluated, world):
         directory = getattr(world, f"{kind}_dir")
         assert manifest.inputs[kind] == open_artifact(directory, kind=kind).digest
     assert manifest.metadata["champion"]["status"] == "absent"
+    assert manifest.metadata["confidence_level"] == world.config.evaluation.confidence_level
     assert set(manifest.metadata["baselines"]) == set(world.config.evaluation.baselines)
     slices = pd.read_parquet(evaluated[0] / "evaluation" / "slices.parquet")
     assert {"query", "item", "event_type", "surface", "advertiser_size_decile"} <= set(slices.columns)

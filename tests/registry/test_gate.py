@@ -67,6 +67,12 @@ def test_recall_and_difference_are_the_hand_made_ones() -> None:
     assert "+0.1000 against champion v1" in decision.reason
 
 
+@pytest.mark.parametrize(("level", "words"), [(0.95, "95%"), (0.975, "97.5%"), (0.999, "99.9%")])
+def test_the_reason_tells_the_level_of_its_interval_unrounded(level: float, words: str) -> None:
+    decision = decide(inputs_of("better", "present"), dataclasses.replace(CONFIG, confidence_level=level))
+    assert f"({words} interval " in decision.reason
+
+
 @pytest.mark.parametrize("rank", [MISS, float(CONFIG.k), 1e6])
 def test_a_conversion_not_retrieved_or_ranked_at_k_or_later_is_a_miss(rank: float) -> None:
     decision = decide(inputs_of("better", "absent", ranks=ranks(np.full(1000, rank))), CONFIG)

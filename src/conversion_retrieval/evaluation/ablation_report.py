@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from conversion_retrieval import contracts
 from conversion_retrieval.evaluation import plots
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval
+from conversion_retrieval.evaluation.report_format import percent
 from conversion_retrieval.evaluation.variants import DEFAULT
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> st
     first = comparisons[0]
     return (
         f"Micro recall on {first.num_positives:,} test conversions of {first.num_users:,} users, mean of "
-        f"{first.num_seeds} seeds; brackets: {confidence_level:.0%} bootstrap over users and seeds, differences paired."
+        f"{first.num_seeds} seeds; brackets: {percent(confidence_level)} bootstrap over users and seeds, "
+        "differences paired."
     )
 
 

@@ -80,7 +80,6 @@ def _empty_context() -> dict[str, Any]:
         **dict.fromkeys(("decision", "difference_plot", "recall_plot", "index_plot")),
         **dict.fromkeys(("subtitle", "protocol", "validation_words", "configuration"), ""),
         "title": "Conversion retrieval: report of a run",
-        "confidence": "95%",
         "slice_k": SLICE_K,
         "table_ks": TABLE_KS,
     }

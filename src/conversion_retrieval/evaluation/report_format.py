@@ -19,6 +19,11 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{low:.4f}, {high:.4f}]" if low is not None and high is not None else ""
 
 
+def percent(level: float) -> str:
+    """A confidence level, whole or not: 95%, 99.9%."""
+    return f"{100 * level:g}%"
+
+
 def fact(label: str, value: str) -> dict[str, str]:
     """A row of a table of facts."""
     return {"label": label.replace("_", " "), "value": value}

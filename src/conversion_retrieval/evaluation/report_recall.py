@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from conversion_retrieval.contracts import MANIFEST, read_manifest
 from conversion_retrieval.evaluation import plots
-from conversion_retrieval.evaluation.report_format import interval
+from conversion_retrieval.evaluation.report_format import interval, percent
 from conversion_retrieval.evaluation.results import Measurement, Results, label_of
 
 TABLE_KS: Final = (10, 100, 1000)
@@ -52,7 +53,16 @@ def recall_context(evaluation_dir: Path) -> dict[str, Any]:
         "overlap_rows": list(_overlap_rows(results)),
         "slice_plots": list(_slice_plots(results)),
         "tiles": list(_headline_tiles(results)),
+        "confidence": _confidence(evaluation_dir),
     }
+
+
+def _confidence(evaluation_dir: Path) -> str:
+    """The level of the evaluation's intervals, nothing where it does not tell it."""
+    if not (evaluation_dir / MANIFEST).exists():
+        return ""
+    level = read_manifest(evaluation_dir, kind="evaluation").metadata.get("confidence_level")
+    return "" if level is None else percent(level)
 
 
 def recall_table(results: Results, slice_: str, title: str) -> dict[str, Any]:

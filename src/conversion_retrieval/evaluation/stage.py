@@ -68,6 +68,7 @@ def evaluate(
         evaluation.add_baselines()
         evaluation.compare()
         metadata |= {"champion": asdict(champion), "baselines": evaluation.parameters}
+        metadata["confidence_level"] = config.evaluation.confidence_level
         np.save(working_dir / "query_embeddings.npy", candidate.queries, allow_pickle=False)
         write_json(working_dir / METRICS_FILE, [asdict(m) for m in evaluation.measurements])
         write_ranks(working_dir / "ranks.parquet", evaluation.test, evaluation.ranks)

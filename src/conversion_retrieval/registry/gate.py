@@ -5,6 +5,7 @@ A check passes, fails, or cannot be decided; a missing or non-finite number is n
 is judged; then any failed check rejects, and any undecided one means insufficient data.
 """
 
+from conversion_retrieval.evaluation.report_format import percent
 from conversion_retrieval.registry.checks import integrity_checks, quality_checks, volume_checks
 from conversion_retrieval.registry.config import GateConfig
 from conversion_retrieval.registry.decision import Check, Decision, Verdict
@@ -62,7 +63,7 @@ def _headline(checks: tuple[Check, ...], inputs: GateInputs, config: GateConfig)
         return f"conversion recall@{config.k} could not be measured on {len(inputs.ranks):,} conversions"
     text = f"conversion recall@{config.k} is {recall.value:.4f} on {len(inputs.ranks):,} conversions"
     if recall.low is not None and recall.high is not None:
-        text += f" ({config.confidence_level:.0%} interval {recall.low:.4f} to {recall.high:.4f})"
+        text += f" ({percent(config.confidence_level)} interval {recall.low:.4f} to {recall.high:.4f})"
     if change and change.value is not None and change.low is not None and change.high is not None:
         version = inputs.champion.version
         text += f", {change.value:+.4f} against champion {version} ({change.low:+.4f} to {change.high:+.4f})"
