@@ -384,6 +384,20 @@ def test_the_provenance_tells_the_digest_of_every_artifact_and_of_the_snapshot(r
     assert f"snapshot digest {'5a' * 32} features digest {digest}" in text
 
 
+@pytest.mark.parametrize("name", ["under_$5_or_$10", "$x^2$"])
+def test_a_surface_whose_name_reads_like_a_formula_is_drawn_as_it_is_called(run, tmp_path, name):
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    metrics = [*METRICS, _metric("candidate", 0.25, f"surface={name}")]
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    checks = [*DECISION["checks"], DECISION["checks"][-1] | {"name": f"slice surface={name}"}]
+    (tmp_path / "decision.json").write_text(json.dumps(DECISION | {"checks": checks}))
+    dirs = run | {"evaluation_dir": tmp_path / "evaluation", "decision_dir": tmp_path}
+    write_report(**dirs, page_path=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"{name}  (n=1,234)" in plot_texts(page, "Recall by slice")
+    assert f"surface {name.replace('_', ' ')}  (n=432)" in plot_texts(page, 'recall@100 minus[^"]*')
+
+
 def test_text_from_the_data_is_escaped(page):
     assert "<b>home</b>" not in page
     assert "&lt;b&gt;home&lt;/b&gt;" in page

@@ -29,6 +29,7 @@ STYLE: Any = {
     "font.sans-serif": ["system-ui", "-apple-system", "Segoe UI", "Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # names come from the data: what stands between two dollars is no formula
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GRID,
     "axes.grid": True,
