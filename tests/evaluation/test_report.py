@@ -12,6 +12,7 @@ import pytest
 
 from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.evaluation.click_weights import click_calibration
+from conversion_retrieval.evaluation.plots import color_of
 from conversion_retrieval.evaluation.report import write_evaluation_page, write_report
 from conversion_retrieval.evaluation.report_gate import scale
 from conversion_retrieval.evaluation.results import label_of
@@ -367,6 +368,23 @@ def test_plots_call_models_what_the_tables_call_them(page, label):
     assert {label_of("candidate"), label_of("champion")} <= found
     assert not {"candidate", "candidate minus champion"} & found
     assert f"<td>{label_of('candidate')}</td>" in page
+
+
+def test_a_model_has_one_colour_in_all_plots_whichever_others_are_in_them(run, tmp_path):
+    """A list by the engagement head is measured before the baselines, and the slices do not draw it."""
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    measured = ["candidate", "engagement_only", "popularity"]
+    metrics = [_metric(m, 0.2, s, k) for m in measured for s in ("all", "surface=a", "surface=b") for k in (10, 100)]
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    write_evaluation_page(tmp_path / "evaluation", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    curves, slices = (
+        re.search(rf'<svg [^>]*aria-label="{label}".*?</svg>', page, re.DOTALL)[0]
+        for label in ("Recall at k for each model", "Recall by slice")
+    )
+    for model, drawn in (("candidate", True), ("popularity", True), ("engagement_only", False)):
+        assert color_of(model) in curves
+        assert (color_of(model) in slices) == drawn
 
 
 def test_items_new_to_the_user_and_had_before_are_called_so(page):

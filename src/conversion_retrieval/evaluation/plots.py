@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from conversion_retrieval.evaluation.results import label_of
+from conversion_retrieval.evaluation.results import LABELS, label_of
 
 INK, MUTED, GRID = "#1c2430", "#6b7585", "#e6e9ee"
 CANDIDATE, CHAMPION, BASELINES = (
@@ -54,19 +54,21 @@ class Estimate:
     high: float | None = None
 
 
-def color_of(model: str, position: int = 0) -> str:
-    """The colour that a model has in every plot."""
-    return {"candidate": CANDIDATE, "champion": CHAMPION}.get(model, BASELINES[position % len(BASELINES)])
+def color_of(model: str) -> str:
+    """The colour that a model has in every plot, whichever others are in it."""
+    others = [name for name in LABELS if name not in ("candidate", "champion")]
+    own = dict(zip(others, BASELINES, strict=True))
+    return {"candidate": CANDIDATE, "champion": CHAMPION, **own}.get(model, MUTED)
 
 
 def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
     """Recall@k over k (log scale), one line a model with its interval shaded."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(6.2, 4.6)
-        for position, (model, points) in enumerate(curves.items()):
+        for model, points in curves.items():
             ks = sorted(points)
             values = [points[k].value for k in ks]
-            color, main = color_of(model, position), model in ("candidate", "champion")
+            color, main = color_of(model), model in ("candidate", "champion")
             axes.plot(
                 ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=label_of(model)
             )
@@ -114,7 +116,7 @@ def slice_dots(groups: Mapping[str, Mapping[str, Estimate]]) -> Markup:
             shift = (position - (len(models) - 1) / 2) * 0.7 / max(len(models), 1)
             rows = [row for row, estimates in enumerate(groups.values()) if model in estimates]
             estimates = [list(groups.values())[row][model] for row in rows]
-            _dots(axes, estimates, np.array(rows) + shift, color=color_of(model, position), label=label_of(model))
+            _dots(axes, estimates, np.array(rows) + shift, color=color_of(model), label=label_of(model))
         _name_rows(axes, list(groups))
         axes.set_xlim(left=0)
         if len(models) > 1:
