@@ -321,6 +321,19 @@ def test_a_training_without_anything_to_validate_on_has_its_page(run, tmp_path):
     assert "nothing to validate on; 1,234 steps" in (tmp_path / "page.html").read_text()
 
 
+def test_a_share_of_nothing_is_not_told_as_zero(run, tmp_path):
+    """A test window without conversions expects no share of them later; one without queries lacks no feature."""
+    shutil.copytree(run["features_dir"], tmp_path / "features")
+    labels = FEATURES["labels"] | {"delay": FEATURES["labels"]["delay"] | {"expected_missing_share": {"test": None}}}
+    coverage = {"queries": {"train": {"surface": 0.5}, "serve": {"surface": None}}}
+    features = FEATURES | {"labels": labels, "coverage": coverage}
+    (tmp_path / "features" / "features.json").write_text(json.dumps(features))
+    write_report(**run | {"features_dir": tmp_path / "features"}, page_path=tmp_path / "page.html")
+    text = " ".join(" ".join(_parsed((tmp_path / "page.html").read_text()).text).split())
+    assert "test conversions expected to be reported later n/a" in text
+    assert "queries.surface 50.0% n/a" in text
+
+
 def test_a_training_whose_towers_took_no_recent_steps_says_so(run, tmp_path):
     shutil.copytree(run["model_dir"], tmp_path / "model")
     stopped = TRAINING | {"recent": {"queries": 0, "epochs": 0.0, "steps": 0, "memory_fitted": True, "seconds": 1.0}}

@@ -121,19 +121,23 @@ def _label_facts(labels: dict[str, Any], counts: dict[str, Any]) -> Iterator[dic
     for level, variance in labels["variance"].items():
         yield fact(f"relative variance of conversion counts by {level}", number(variance["relative_variance"]))
     missing = labels["delay"]["expected_missing_share"]
-    yield fact("test conversions expected to be reported later", f"{missing.get('test') or 0:.1%}")
+    yield fact("test conversions expected to be reported later", _percentage(missing.get("test")))
 
 
 def _feature_rows(coverage: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Features that are missing or unknown somewhere, those first that are so most beyond training."""
     shares = [
-        (f"{owner}.{name}", found["train"].get(name) or 0.0, share or 0.0)
+        (f"{owner}.{name}", found["train"].get(name), share)
         for owner, found in coverage.items()
         for name, share in found["serve"].items()
     ]
-    for name, training, serving in sorted(shares, key=lambda row: (row[1] - row[2], row[0])):
+    for name, training, serving in sorted(shares, key=lambda row: ((row[1] or 0.0) - (row[2] or 0.0), row[0])):
         if training or serving:
-            yield {"name": name, "training": f"{training:.1%}", "serving": f"{serving:.1%}"}
+            yield {"name": name, "training": _percentage(training), "serving": _percentage(serving)}
+
+
+def _percentage(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:.1%}"
 
 
 def _weight_plots(labels: dict[str, Any], features_dir: Path) -> Iterator[dict[str, Any]]:
