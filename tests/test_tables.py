@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -287,3 +288,29 @@ def test_a_type_that_is_no_feature_is_refused_with_those_that_are(tmp_path: Path
         read_tables(write(tmp_path / "a", items=dated))
     with pytest.raises(TableError, match=r"expected string or integer in column item_id .*, found double"):
         read_tables(write(tmp_path / "b", items=ITEMS.set_column(0, "item_id", pa.array([1.0]))))
+
+
+def test_a_column_that_one_part_has_no_values_of_is_read_as_the_other_parts_have_it(tmp_path: Path) -> None:
+    """Oracle: pandas' own concatenation of the parts, whichever of them has no rows or no values of a column."""
+    good = events(2, surface=["search", None], value=[1.0, 2.0])
+    empty = pa.Table.from_pandas(pd.DataFrame({name: [] for name in good.column_names}, dtype=object))
+    assert set(empty.schema.types) == {pa.null()}
+    typed = ITEMS.append_column("price", pa.array([1.5])).append_column("vector", pa.array([[1.0, 2.0]]))
+    untyped = pa.table({"item_id": ["j"], "advertiser_id": pa.nulls(1), "price": pa.nulls(1), "vector": pa.nulls(1)})
+    for number, order in enumerate((1, -1)):
+        directory = write(tmp_path / str(number), *[good, empty][::order])
+        (directory / "items.parquet").unlink()
+        (directory / "items").mkdir()
+        for part, table in enumerate([typed, untyped][::order]):
+            pq.write_table(table, directory / "items" / f"{part}.parquet")
+        tables = read_tables(directory)
+        assert tables.events.read(good.column_names).to_pylist() == good.to_pylist()
+        assert tables.items.schema.types == [pa.string(), pa.string(), pa.float64(), pa.list_(pa.float32())]
+        assert tables.items.read().to_pylist() == [*typed.to_pylist(), *untyped.to_pylist()][::order]
+
+
+def test_a_column_that_no_part_has_values_of_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"column price of .*, found null: convert it or leave it out"):
+        read_tables(write(tmp_path / "a", items=ITEMS.append_column("price", pa.nulls(1))))
+    with pytest.raises(TableError, match=r"expected string or integer in column user_id of .*, found null"):
+        read_tables(write(tmp_path / "b", *[events(user_id=pa.nulls(3))] * 2))

@@ -50,13 +50,17 @@ class TableReader:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Canonical columns first, in their order and type, then extra columns as the first file has them."""
+        """Canonical columns first, in their order and type, then the extra columns of the first file."""
         canonical = [pa.field(c.name, c.kind) for c in self.table.columns]
         names = {c.name for c in self.table.columns}
-        extra = [
-            pa.field(f.name, _plain(f.type)) for f in file_schema(self.files[0], self.table) if f.name not in names
-        ]
-        return pa.schema(canonical + sorted(extra, key=lambda f: f.name))
+        extra = [f for f in file_schema(self.files[0], self.table) if f.name not in names]
+        kinds = {f.name: self.found_type(f.name) if pa.types.is_null(f.type) else f.type for f in extra}
+        return pa.schema(canonical + [pa.field(name, _plain(kind)) for name, kind in sorted(kinds.items())])
+
+    def found_type(self, name: str) -> pa.DataType:
+        """A column's type in the first file that has values of it: without any, pandas writes the type null."""
+        kinds = (f.type for file in self.files for f in file_schema(file, self.table) if f.name == name)
+        return next((kind for kind in kinds if not pa.types.is_null(kind)), pa.null())
 
     @cached_property
     def present(self) -> frozenset[str]:
@@ -172,7 +176,7 @@ def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> No
         )
     for column in table.columns:
         if column.name in found.names:
-            _check_type(found.field(column.name).type, column, file)
+            _check_type(found.field(column.name).type, column, reader, file)
         elif column.required:
             near = difflib.get_close_matches(column.name, set(found.names) - canonical, n=1)
             hint = f" (is it {near[0]!r}?)" if near else ""
@@ -204,8 +208,8 @@ def _check_names(names: list[str], file: TableFile) -> None:
             )
 
 
-def _check_type(found: pa.DataType, column: Column, file: TableFile) -> None:
-    if pa.types.is_null(found) and column.nullable:
+def _check_type(found: pa.DataType, column: Column, reader: TableReader, file: TableFile) -> None:
+    if pa.types.is_null(found) and (column.nullable or not pa.types.is_null(reader.found_type(column.name))):
         return
     if not column.accepts(found):
         wanted = f"{column.kind} or integer" if column.accepts is is_key else f"{column.kind}"
@@ -218,6 +222,8 @@ def _check_type(found: pa.DataType, column: Column, file: TableFile) -> None:
 
 def _check_extra(extra: pa.Field, schema: pa.Schema, file: TableFile) -> None:
     kind = _plain(extra.type)
+    if pa.types.is_null(kind) and extra.name in schema.names and not pa.types.is_null(schema.field(extra.name).type):
+        return
     if not (is_number(kind) or is_text(kind) or is_embedding(kind) or pa.types.is_boolean(kind)):
         raise TableError(
             f"expected text, integers, floats, booleans or lists of floats in column {extra.name} of {file}, "
