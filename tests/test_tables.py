@@ -314,3 +314,13 @@ def test_a_column_that_no_part_has_values_of_is_one_line(tmp_path: Path) -> None
         read_tables(write(tmp_path / "a", items=ITEMS.append_column("price", pa.nulls(1))))
     with pytest.raises(TableError, match=r"expected string or integer in column user_id of .*, found null"):
         read_tables(write(tmp_path / "b", *[events(user_id=pa.nulls(3))] * 2))
+
+
+def test_times_in_milliseconds_that_microseconds_cannot_hold_are_not_wrapped_around(tmp_path: Path) -> None:
+    """Oracle: Python's integers, cut at the largest whole millisecond of 64 bits of microseconds."""
+    ticks = [2**62, -(2**62), 2**63 - 1, -(2**63), 10**16, 253_402_300_800_000, -62_135_596_800_001, 0, None]
+    most = (2**63 - 1) // 1000 * 1000
+    wanted = [None if tick is None else max(-most, min(most, tick * 1000)) for tick in ticks]
+    times = pa.array(ticks, pa.int64()).cast(pa.timestamp("ms", "Europe/Berlin"))
+    reader = read_tables(write(tmp_path, events(len(ticks), reported_time=times))).events
+    assert reader.read(["reported_time"])["reported_time"].cast(pa.int64()).to_pylist() == wanted

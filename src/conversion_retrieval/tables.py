@@ -256,9 +256,21 @@ def _column(batch: pa.RecordBatch, want: pa.Field, file: TableFile, first_row: i
     values = batch.column(want.name)
     if values.type == want.type:
         return values
+    if pa.types.is_timestamp(values.type) and values.type.unit == "ms":
+        values = _within_microseconds(values)
     try:
         return pc.cast(values, want.type, safe=not pa.types.is_timestamp(want.type) and not is_embedding(want.type))
     except pa.ArrowException as error:
         rows = f"rows {first_row} to {first_row + batch.num_rows - 1}"
         message = f"expected {want.type} in column {want.name}, {rows} of {file}, found: {one_line(error)}"
         raise TableError(message) from None
+
+
+def _within_microseconds(times: pa.Array) -> pa.Array:
+    """Times in milliseconds, those beyond what microseconds can hold as the nearest: a cast would wrap them around.
+
+    The nearest are far outside of the years that the row rules let through.
+    """
+    last = (2**63 - 1) // 1_000
+    ticks = pc.min_element_wise(times.cast(pa.int64()), last, skip_nulls=False)
+    return pc.max_element_wise(ticks, -last, skip_nulls=False).cast(times.type)
