@@ -41,3 +41,12 @@ def test_equal_times_are_in_order_and_places_are_bounded() -> None:
     assert observed(Path("a"), [3] * 10, 4, TimeOrder()).count == 0
     falling = observed(Path("a"), list(range(500, 0, -1)), 64, TimeOrder())
     assert (falling.count, len(falling.places)) == (499, MAX_PLACES)
+
+
+def test_times_further_apart_than_64_bits_are_compared(tmp_path: Path) -> None:
+    """Oracle: Python's integers."""
+    ticks = [-(2**63), 0, 2**63 - 1, -(2**62), 2**62 + 1]
+    order = TimeOrder()
+    batch = pa.record_batch({"event_time": pa.array(ticks, pa.int64()).cast(TIMESTAMP)})
+    order.observe(LocatedBatch(batch=batch, file=tmp_path, first_row=0))
+    assert order.places == [(tmp_path, row) for row in range(1, 5) if ticks[row] < ticks[row - 1]]

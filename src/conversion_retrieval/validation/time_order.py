@@ -28,7 +28,7 @@ class TimeOrder:
         if len(ticks) == 0:
             return
         before = self._last[1] if self._last and self._last[0] == part.file else ticks[0]
-        earlier = rows[np.diff(ticks, prepend=before) < 0]
+        earlier = rows[ticks < np.concatenate([[before], ticks[:-1]])]  # a difference could be beyond 64 bits
         self.count += len(earlier)
         room = MAX_PLACES - len(self.places)
         self.places += [(part.file, part.first_row + int(row)) for row in earlier[:room]]
