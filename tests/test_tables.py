@@ -324,3 +324,15 @@ def test_times_in_milliseconds_that_microseconds_cannot_hold_are_not_wrapped_aro
     times = pa.array(ticks, pa.int64()).cast(pa.timestamp("ms", "Europe/Berlin"))
     reader = read_tables(write(tmp_path, events(len(ticks), reported_time=times))).events
     assert reader.read(["reported_time"])["reported_time"].cast(pa.int64()).to_pylist() == wanted
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_text_of_any_layout_is_text_in_ids_as_in_other_columns(tmp_path: Path, kind: pa.DataType) -> None:
+    """Oracle: the same rows as plain strings. pandas writes a categorical id, Arrow's other writers views."""
+    plain = events(user_id=["u", "v", "u"], surface=["search", None, "search"])
+    items = ITEMS.append_column("category", pa.array(["x"]))
+    texts = {name: plain[name].cast(kind) for name in ("event_id", "user_id", "item_id", "event_type", "surface")}
+    other = items.cast(pa.schema([(name, kind) for name in items.column_names]))
+    tables = read_tables(write(tmp_path, events(**texts), items=other))
+    assert tables.events.read(plain.column_names).equals(plain.cast(tables.events.read(plain.column_names).schema))
+    assert tables.items.read().equals(items)

@@ -18,7 +18,7 @@ TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
 def is_key(kind: pa.DataType) -> bool:
     """Whether a column of this type can identify an entity: string or integer."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+    return bool(is_text(kind) or pa.types.is_integer(kind))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -27,10 +27,10 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """String, possibly dictionary encoded."""
+    """String of any layout, possibly dictionary encoded."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def is_embedding(kind: pa.DataType) -> bool:
