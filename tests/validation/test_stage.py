@@ -631,6 +631,31 @@ class TestDrift:
             "now number, text in the champion's data",
         )
 
+    def test_columns_that_are_gone_or_were_no_lists_have_drifted_as_far_as_can_be(
+        self, world: Any, validate: Callable, tmp_path: Path
+    ) -> None:
+        """Oracle: the index of two columns with one value each, which differ; the others have not moved at all."""
+        vectors = list(np.arange(1.0, 11.0)[:, None] * [[0.6, 0.8]])
+        before = world.items.assign(size=1.0, colour="red", picture=vectors, words=vectors)
+        after = world.items.assign(size=vectors, words=1.0, new="x")
+        world.items = before
+        registry = self.champion(tmp_path / "registry", validate(world.write()))
+        world.items, world.users = after, None
+        (world.directory / "users.parquet").unlink()
+        outcome = validate(world.write(), champion_uri=registry, name="after")
+        checks = {f"{c['table']}.{c['column']}": c for c in outcome.report["expectations"] if c["name"] == "drift"}
+        far = {name: check["meaning"].removesuffix(" in the champion's data") for name, check in checks.items()}
+        assert {name: meaning for name, meaning in far.items() if meaning} == {
+            "items.size": "now list of floats, number",
+            "items.words": "now number, list of floats",
+            "items.colour": "now missing, text",
+            "items.picture": "now missing, list of floats",
+            "users.age": "now missing, number",
+        }
+        by_hand = (1 - 1e-4) * math.log(1 / 1e-4) + (1e-4 - 1) * math.log(1e-4 / 1)
+        assert all(check["observed"] == pytest.approx(by_hand if far[name] else 0) for name, check in checks.items())
+        assert {check["success"] for name, check in checks.items() if far[name]} == {False}
+
     def test_booleans_drift_by_value(self, world: Any, validate: Callable, tmp_path: Path) -> None:
         world.items["on_sale"] = [True, False] * 5
         first = validate(world.write())

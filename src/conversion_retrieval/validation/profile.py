@@ -19,6 +19,7 @@ SMALLEST_SHARE: Final = 1e-4
 NO_OVERLAP: Final = 2 * (1 - SMALLEST_SHARE) * math.log(1 / SMALLEST_SHARE)
 """The index of two columns that each hold one value, and not the same: as far apart as two columns can be."""
 OTHER: Final = "(other)"
+NORM: Final = ".norm"  # behind the name of an embedding
 Profile = dict[str, dict[str, Any]]
 
 
@@ -34,7 +35,7 @@ def make_profile(cleaned: Cleaned) -> Profile:
         "weekday": ("text", "dayofweek(event_time)::VARCHAR"),
         "click_duration_seconds": ("number", "click_duration_seconds"),
         "value": ("number", "value"),
-        "context_embedding.norm": ("number", _norm("context_embedding")),
+        f"context_embedding{NORM}": ("number", _norm("context_embedding")),
     }
     profile = {f"events.{name}": _histogram(cleaned, "kept", *what) for name, what in expressions.items()}
     for reader in (cleaned.tables.items, cleaned.tables.users):
@@ -43,7 +44,7 @@ def make_profile(cleaned: Cleaned) -> Profile:
         for column in reader.schema:
             name, kind = f"{reader.table.name}.{column.name}", _kind(column.type)
             if is_embedding(column.type):
-                profile[f"{name}.norm"] = _histogram(cleaned, reader.table.name, "number", _norm(quoted(column.name)))
+                profile[f"{name}{NORM}"] = _histogram(cleaned, reader.table.name, "number", _norm(quoted(column.name)))
             elif kind and column.name != reader.table.key:
                 value = f"{quoted(column.name)}::VARCHAR" if kind == "text" else quoted(column.name)
                 profile[name] = _histogram(cleaned, reader.table.name, kind, value)
@@ -72,9 +73,9 @@ def _histogram(cleaned: Cleaned, table: str, kind: str, value: str) -> dict[str,
 
 
 def drift(profile: Profile, reference: Mapping[str, Any]) -> dict[str, float]:
-    """The index of every column that both profiles have, by the larger shift first.
+    """The index of every column that the reference has, by the larger shift first.
 
-    Bins of one kind mean nothing to the other: a column that changed its kind counts as ``NO_OVERLAP``.
+    Bins of one kind mean nothing to the other: a column that changed its kind, or is gone, counts as ``NO_OVERLAP``.
     """
     values = dict.fromkeys(changed_kinds(profile, reference), NO_OVERLAP)
     for name, found in profile.items():
@@ -84,10 +85,20 @@ def drift(profile: Profile, reference: Mapping[str, Any]) -> dict[str, float]:
 
 
 def changed_kinds(profile: Profile, reference: Mapping[str, Any]) -> dict[str, str]:
-    """Columns that were numbers in the reference and are text now, or the other way round, and which of both."""
-    both = {name: (found["kind"], reference[name]["kind"]) for name, found in profile.items() if name in reference}
+    """Columns that are of another kind than in the reference or missing, with what they are and were."""
+    now = _kinds(profile)
     return {
-        name: f"now {kind}, {before} in the champion's data" for name, (kind, before) in both.items() if kind != before
+        name: f"now {now.get(name, 'missing')}, {before} in the champion's data"
+        for name, before in _kinds(reference).items()
+        if now.get(name) != before
+    }
+
+
+def _kinds(profile: Mapping[str, Any]) -> dict[str, str]:
+    """The kind of every column, by the column's own name."""
+    return {
+        name.removesuffix(NORM): "list of floats" if name.endswith(NORM) else entry["kind"]
+        for name, entry in profile.items()
     }
 
 
