@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation import ranking
 from conversion_retrieval.evaluation.ranking import ItemLists, exact_ranks, score_ranks, top_k, top_k_of
 
@@ -107,6 +108,19 @@ def test_vectors_that_are_not_finite_are_refused_with_their_row(bad):
     items[2, 1] = bad
     with pytest.raises(ValueError, match="item vectors, found 1 others, the first at row 2"):
         exact_ranks(np.ones((1, 2), np.float32), items, np.array([0, 1]), np.array([0], np.int32))
+
+
+def test_finite_vectors_whose_scores_would_overflow_are_refused():
+    """Oracle: the same vectors in a smaller measure; NaN, the sum of two infinities, is above and below nothing."""
+    rng = np.random.default_rng(0)
+    queries, items = (rng.normal(size=(n, 8)).astype(np.float32) for n in (40, 50))
+    offsets, positives = np.arange(41), rng.integers(0, 50, 40).astype(np.int32)
+    expected = exact_ranks(queries, items, offsets, positives)
+    assert np.array_equal(exact_ranks(queries * 1e18, items * 1e18, offsets, positives), expected)
+    with np.errstate(all="ignore"):
+        assert np.isnan((queries * np.float32(1e20)) @ (items * np.float32(1e20)).T).any()
+    with pytest.raises(UserError, match=r"scores that float32 can hold, found .* up to \d\.\d+e\+20 and .*: scale the"):
+        exact_ranks(queries * np.float32(1e20), items * np.float32(1e20), offsets, positives)
 
 
 def test_a_positive_outside_the_catalogue_is_refused():

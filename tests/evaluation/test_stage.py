@@ -276,6 +276,17 @@ def test_vectors_that_are_not_finite_stop_the_run_and_leave_nothing(world, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_vectors_whose_scores_would_overflow_stop_the_run_and_leave_nothing(world, tmp_path, monkeypatch):
+    for name in ("encode_items", "encode_queries"):
+        encode = getattr(LoadedModel, name)
+        monkeypatch.setattr(
+            LoadedModel, name, lambda *args, encode=encode, **kw: encode(*args, **kw) * np.float32(1e21)
+        )
+    with pytest.raises(UserError, match="expected scores that float32 can hold, found query vectors"):
+        evaluate(**fast(world), evaluation_dir=tmp_path / "evaluation", page_path=tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_corrupt_input_is_refused_by_name(world, tmp_path):
     with pytest.raises(CorruptArtifactError, match="expected a model artifact"):
         evaluate(**world.inputs | {"model_dir": tmp_path}, evaluation_dir=tmp_path / "e", page_path=tmp_path / "p.html")

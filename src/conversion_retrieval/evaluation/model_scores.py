@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.contracts import open_artifact
 from conversion_retrieval.errors import UserError
-from conversion_retrieval.evaluation.ranking import DotProductScores, ScoreBlock
+from conversion_retrieval.evaluation.ranking import DotProductScores, ScoreBlock, require_finite_scores
 from conversion_retrieval.evaluation.window import EvaluationWindow
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.spec import FeatureSpec
@@ -50,7 +50,7 @@ def open_inputs(*, features_dir: Path, spec_dir: Path, model_dir: Path) -> dict[
 def encode_window(model: LoadedModel, window: EvaluationWindow, head: str = "conversion") -> ModelVectors:
     """Encode a window with one head. Items are encoded once, as of the window's start, as the index will hold them.
 
-    Raises ``UserError`` where a vector is not finite.
+    Raises ``UserError`` where a vector is not finite, or a score would not be.
     """
     queries = model.encode_queries(window.dataset, window.split, np.arange(len(window.split)), head=head)
     items = model.encode_items(window.dataset, window.snapshot, head=head)
@@ -60,6 +60,7 @@ def encode_window(model: LoadedModel, window: EvaluationWindow, head: str = "con
                 f"expected finite {name} vectors from the model, found {bad} of {len(vectors)} that are not: "
                 "training diverged; lower training.learning_rate"
             )
+    require_finite_scores(queries, items)
     return ModelVectors(queries=queries, items=items)
 
 

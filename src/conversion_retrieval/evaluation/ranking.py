@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conversion_retrieval.errors import UserError
+
 ScoreBlock = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Scores of some queries against every item: query rows [B] -> [B, N]. The result may be reused by the next call."""
 
@@ -71,7 +73,7 @@ def exact_ranks(
 
     ``query_vectors`` [Q, D], ``item_vectors`` [N, D], positives of query q at ``positive_offsets[q:q + 2]`` in
     ``positive_items`` [P]. At most ``block`` queries are scored at a time, fewer where the catalogue is large.
-    Raises ``ValueError`` for vectors that are not finite or positives outside the catalogue.
+    Raises ``ValueError`` for vectors that are not finite or too large, or positives outside the catalogue.
     """
     scores = DotProductScores(query_vectors, item_vectors, block=block)
     return score_ranks(
@@ -215,6 +217,21 @@ def _check_vectors(query_vectors: NDArray[np.float32], item_vectors: NDArray[np.
         if not np.isfinite(vectors).all():
             bad = np.flatnonzero(~np.isfinite(vectors).all(1))
             raise ValueError(f"expected finite {name} vectors, found {len(bad)} others, the first at row {bad[0]}")
+    require_finite_scores(query_vectors, item_vectors)
+
+
+def require_finite_scores(query_vectors: NDArray[np.float32], item_vectors: NDArray[np.float32]) -> None:
+    """``UserError`` for vectors so large that an inner product could overflow: no score compares with NaN.
+
+    A positive whose score is NaN would be found to have none above it.
+    """
+    dim, largest = query_vectors.shape[1], float(np.finfo(np.float32).max)
+    queries, items = (max(float(v.max(initial=0.0)), -float(v.min(initial=0.0))) for v in (query_vectors, item_vectors))
+    if dim * queries * items > largest:
+        raise UserError(
+            f"expected scores that float32 can hold, found query vectors with magnitudes up to {queries:g} and item "
+            f"vectors with up to {items:g}: scale the columns of vectors down, or set model.normalize=true"
+        )
 
 
 def _check_positives(positives: ItemLists, num_items: int) -> None:
