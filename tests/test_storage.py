@@ -381,6 +381,17 @@ class TestCloud:
         with pytest.raises(UserError, match="expected a relative key"):
             open_store(gcs_bucket).download_directory("v", tmp_path / "down")
 
+    def test_hidden_objects_are_left_out_as_in_a_directory(self, gcs_bucket: str, tmp_path: Path) -> None:
+        """Oracle: the local store of the same files. A file manager leaves ``.DS_Store`` wherever it looked."""
+        names = ("a/b", "a/.DS_Store", ".DS_Store", "a/.tmp/b", "a/b.c/.d", "a/b.c/d")
+        bucket = gcs.Client().bucket(gcs_bucket.removeprefix("gs://"))
+        for name in names:
+            bucket.blob(f"data/{name}").upload_from_string(b"x")
+        local = LocalStore(make_files(tmp_path / "data", dict.fromkeys(names, b"x")))
+        assert open_store(f"{gcs_bucket}/data").list() == local.list() == ["a/b", "a/b.c/d"]
+        open_store(gcs_bucket).download_directory("data/a", tmp_path / "down")
+        assert files_below(tmp_path / "down") == {"b": b"x", "b.c/d": b"x"}
+
     def test_folder_placeholders_are_ignored(self, gcs_bucket: str) -> None:
         gcs.Client().bucket(gcs_bucket.removeprefix("gs://")).blob("v/").upload_from_string(b"")
         assert open_store(gcs_bucket).list() == []

@@ -23,6 +23,7 @@ from conversion_retrieval.storage import (
     StorageUnavailableError,
     Stored,
     generation_mismatch,
+    is_hidden,
     nothing_below,
     pinned,
     safe_key,
@@ -108,14 +109,11 @@ class CloudStore:
         start = self._prefix + (f"{safe_key(prefix, uri=self.uri)}/" if prefix else "")
         with self._translated(prefix):
             found = tuple(self._bucket().list_blobs(prefix=start, **self._options))
+        keys = ((blob.name.removeprefix(self._prefix), blob) for blob in found if not blob.name.endswith("/"))
         infos = (
-            ObjectInfo(
-                key=safe_key(blob.name.removeprefix(self._prefix), uri=self.uri),
-                size=int(blob.size),
-                generation=int(blob.generation),
-            )
-            for blob in found
-            if not blob.name.endswith("/")
+            ObjectInfo(key=safe_key(key, uri=self.uri), size=int(blob.size), generation=int(blob.generation))
+            for key, blob in keys
+            if not is_hidden(key)
         )
         return sorted(infos, key=lambda info: info.key)
 

@@ -73,7 +73,10 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys below the directory ``prefix`` (all keys if empty), sorted; empty if there is no such directory."""
+        """All keys below the directory ``prefix`` (all keys if empty), sorted, without those that ``is_hidden`` tells.
+
+        Empty if there is no such directory.
+        """
         ...
 
     def describe(self, prefix: str = "") -> Sequence[ObjectInfo]:
@@ -169,6 +172,15 @@ def safe_key(key: str, *, uri: str) -> str:
     return key
 
 
+def is_hidden(key: str) -> bool:
+    """Whether a part of the key starts with a dot: such objects are nobody's here, and listings leave them out.
+
+    Not one that leads elsewhere, which is refused as any other.
+    """
+    parts = key.replace("\\", "/").split("/")
+    return any(part.startswith(".") for part in parts) and not {".", ".."} & set(parts)
+
+
 def generation_mismatch(key: str, uri: str, expected: int, found: int | str) -> PreconditionFailedError:
     """The error of a lost compare-and-swap; generation 0 is a missing object."""
     return PreconditionFailedError(
@@ -218,7 +230,7 @@ class LocalStore:
         with self._translated(prefix):
             start = self._path(prefix) if prefix else self._root
             paths = (path.relative_to(self._root) for path in start.rglob("*") if path.is_file())
-            return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+            return sorted(key for key in (path.as_posix() for path in paths) if not is_hidden(key))
 
     def describe(self, prefix: str = "") -> Sequence[ObjectInfo]:
         """See ``ObjectStore``."""
