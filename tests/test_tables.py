@@ -1,5 +1,6 @@
 """Reading tables: what is accepted arrives in the canonical schema, what is not names file, column and row."""
 
+import csv
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from google.cloud import storage as gcs
 
 from conversion_retrieval.errors import TableError
 from conversion_retrieval.schema import EVENTS, TIMESTAMP
@@ -336,3 +339,63 @@ def test_text_of_any_layout_is_text_in_ids_as_in_other_columns(tmp_path: Path, k
     tables = read_tables(write(tmp_path, events(**texts), items=other))
     assert tables.events.read(plain.column_names).equals(plain.cast(tables.events.read(plain.column_names).schema))
     assert tables.items.read().equals(items)
+
+
+UNCOMMITTED = ("_temporary/0/part-9.parquet", ".tmp/part-9.parquet", "_delta_log/9.parquet", ".part-9.csv", "_SUCCESS")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_a_writer_has_not_committed_is_no_part(tmp_path: Path, remote: bool, request: Any) -> None:
+    """Oracle: Arrow's own notion of a data set, of which no path has a part with a dot or an underscore in front."""
+    directory = write(tmp_path, events(2), events(3))
+    (directory / "events" / "day=2026-01-05").mkdir()
+    (directory / "events" / "part-1.parquet").rename(directory / "events" / "day=2026-01-05" / "part-1.parquet")
+    for name in UNCOMMITTED:
+        (directory / "events" / name).parent.mkdir(exist_ok=True, parents=True)
+        (directory / "events" / name).write_bytes((directory / "events" / "part-0.parquet").read_bytes())
+    data_uri = str(directory)
+    if remote:
+        data_uri = request.getfixturevalue("gcs_bucket")
+        bucket = gcs.Client().bucket(data_uri.removeprefix("gs://"))
+        for path in directory.rglob("*"):
+            if path.is_file():
+                bucket.blob(path.relative_to(directory).as_posix()).upload_from_filename(path)
+    assert read_tables(data_uri).events.num_rows == pa.dataset.dataset(directory / "events").count_rows() == 5
+
+
+@pytest.mark.parametrize("name", ["b.csv.gz", "b.CSV", "b.PARQUET", "deep/b.csv.bz2"])
+def test_a_part_that_would_go_unread_is_refused_by_name(tmp_path: Path, name: str, gcs_bucket: str) -> None:
+    directory = write(tmp_path)
+    (directory / "events" / name).parent.mkdir(exist_ok=True)
+    (directory / "events" / name).write_bytes(b"x")
+    (directory / "events" / "README").write_text("No data.")
+    open_store(gcs_bucket).upload_directory(directory, "data")
+    for data_uri in (str(directory), f"{gcs_bucket}/data"):
+        message = f"expected part files ending in .parquet or .csv in {data_uri}/events, found {name}: unpack, rename"
+        with pytest.raises(TableError, match=re.escape(message)):
+            read_tables(data_uri)
+
+
+def test_csv_values_of_several_lines_are_whole_in_a_file_of_any_size(tmp_path: Path) -> None:
+    """Oracle: Python's csv module on the same bytes."""
+    directory = write(tmp_path)
+    (directory / "items.parquet").unlink()
+    rows = [
+        ["item_id", "advertiser_id", "text"],
+        *([f"i{n}", "a", "x" * (n % 90) + '\n",\r\n' * 9] for n in range(40_000)),
+    ]
+    with (directory / "items.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert (directory / "items.csv").stat().st_size > 3e6  # several blocks
+    found = read_tables(directory).items.read(["item_id", "advertiser_id", "text"])
+    with (directory / "items.csv").open(newline="") as file:
+        assert [list(row.values()) for row in found.to_pylist()] == list(csv.reader(file))[1:]
+
+
+@pytest.mark.parametrize("value", ['"' + "x\n" * 2_000_000, "x" * 3_000_000])
+def test_a_quote_that_is_left_open_is_said_and_not_read_to_the_end_of_the_file(tmp_path: Path, value: str) -> None:
+    directory = write(tmp_path)
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text(f"item_id,advertiser_id,text\ni,a,b\nj,a,{value}\n")
+    with pytest.raises(TableError, match=r"less than a megabyte in .*items.csv, found a longer one: close a quote"):
+        read_tables(directory).items.read()

@@ -29,7 +29,9 @@ def _open_csv(file: Path, table: Table) -> pa_csv.CSVStreamingReader:
     options = pa_csv.ConvertOptions(
         column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
     )
-    return pa_csv.open_csv(file, convert_options=options)
+    # Without this a value of several lines is an error where a block of the file ends in it.
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    return pa_csv.open_csv(file, parse_options=parse, convert_options=options)
 
 
 def csv_batches(file: Path, table: Table) -> Iterator[pa.RecordBatch]:
@@ -47,6 +49,11 @@ def _csv_error(error: Exception, file: Path) -> TableError:
         place = _csv_place(file, number, value)
         hint = ": leave the field empty for null" if value.lower() in NULL_WORDS else ""
         return TableError(f"expected readable values in {file}, found in {place}: {message}{hint}")
+    if "straddl" in message:
+        return TableError(
+            f"expected CSV rows of less than a megabyte in {file}, found a longer one: close a quote that is left open "
+            "or shorten the values"
+        )
     return TableError(f"expected complete CSV lines in {file}, found: {message}")
 
 
