@@ -3,6 +3,7 @@
 Parquet is read where it lies, by column and row group; CSV of a bucket is copied first, for it has neither.
 """
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from conversion_retrieval.storage import ObjectInfo, ObjectStore, open_store
 BATCH_ROWS: Final = 131_072
 BUFFER_BYTES: Final = 2**20
 SUFFIXES: Final = (".parquet", ".csv")
+UNREAD: Final = re.compile(r"\.(parquet|csv)(\.(gz|bz2|zst|lz4|br|zip))?$", re.IGNORECASE)
 TableFile = Path | RemoteParquet
 
 
@@ -32,11 +34,23 @@ def local_files(directory: Path, names: Iterable[str]) -> dict[str, tuple[TableF
 
 
 def _parts(directory: Path) -> tuple[TableFile, ...]:
-    return tuple(sorted(p for p in directory.rglob("*") if p.is_file() and _is_part(p.name)))
+    files = (p for p in directory.rglob("*") if p.is_file())
+    return tuple(sorted(p for p in files if _is_part(p.relative_to(directory).as_posix(), str(directory))))
 
 
-def _is_part(name: str) -> bool:
-    return name.endswith(SUFFIXES) and not name.startswith((".", "_"))
+def _is_part(key: str, where: str) -> bool:
+    """Whether ``key`` below a table's directory is one of its files.
+
+    What Spark and its like have not committed, or keep for themselves, lies in files and directories with a dot or an
+    underscore in front. Raises ``TableError`` for rows that would go unread.
+    """
+    if any(part.startswith((".", "_")) for part in key.split("/")):
+        return False
+    if not key.endswith(SUFFIXES) and UNREAD.search(key):
+        raise TableError(
+            f"expected part files ending in .parquet or .csv in {where}, found {key}: unpack, rename or remove it"
+        )
+    return key.endswith(SUFFIXES)
 
 
 def remote_files(
@@ -48,7 +62,8 @@ def remote_files(
     """
     store, wanted = open_store(uri), set(names)
     infos = [info for info in store.describe() if info.key.split("/")[0] in wanted]
-    parts = [info for info in infos if info.key in wanted or _is_part(info.key.rpartition("/")[2])]
+    split = ((info, *info.key.partition("/")) for info in infos)
+    parts = [info for info, table, _, key in split if not key or _is_part(key, f"{store.uri}/{table}")]
     copies = _copied_csv(store, [info for info in parts if info.key.endswith(".csv")], download_dir)
     pool = ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read-parquet")
     found: dict[str, tuple[TableFile, ...]] = {info.key.split("/")[0]: () for info in infos}
