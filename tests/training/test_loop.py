@@ -1,12 +1,15 @@
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conversion_retrieval.training.checkpoint import Checkpoints
+from conversion_retrieval.training import stage
+from conversion_retrieval.training.checkpoint import Checkpoints, read_checkpoint
 from conversion_retrieval.training.interruption import EXIT_CODE, Interrupted
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.stage import make_trainer
@@ -221,6 +224,86 @@ def test_a_run_ends_with_a_checkpoint_whatever_the_interval(tmp_path):
     config = small_config(training={"max_steps": 5, "checkpoint_every_steps": 3})
     make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)).fit()
     assert make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(tmp_path)).position.validated_step == 5
+
+
+class Clock:
+    """Seconds that pass only when a step, a validation or a fit takes them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def passes(self, seconds: float, done: Callable[..., Any]) -> Callable[..., Any]:
+        def take(*arguments: Any) -> Any:
+            result = done(*arguments)
+            self.seconds += seconds
+            return result
+
+        return take
+
+
+def timed(directory: Path, *, step: float = 0.0, **training: Any) -> Trainer:
+    """A run of 24 steps, 8 an epoch, each of which takes ``step`` seconds."""
+    clock = Clock()
+    config = small_config(training={**SHORT, "batch_size": 64, **training}, losses={"softmax": "sampled"})
+    trainer = make_trainer(SMALL_WORLD, config, checkpoints=checkpoints(directory, keep=99), clock=clock)
+    object.__setattr__(trainer.learner, "learn", clock.passes(step, trainer.learner.learn))
+    return trainer
+
+
+def saved(directory: Path) -> list[int]:
+    return [read_checkpoint(path).position.step for path in reversed(checkpoints(directory).paths())]
+
+
+@pytest.mark.parametrize(
+    ("step", "training", "expected"),
+    [
+        (60.0, {}, [8, 16, 24]),  # the next validation comes before ten minutes have passed
+        (59.0, {"validate_every_steps": 24}, [11, 22, 24]),
+        (60.0, {"validate_every_steps": 24}, [10, 20, 24]),
+        (1500.0, {"validate_every_steps": 24}, [*range(1, 25)]),
+        (60.0, {"checkpoint_every_minutes": 3.0}, [3, 6, 8, 11, 14, 16, 19, 22, 24]),
+        (60.0, {"checkpoint_every_minutes": 3.0, "checkpoint_every_steps": 7}, [3, 6, 7, 10, 13, 14, 17, 20, 21, 24]),
+        (1500.0, {"checkpoint_every_minutes": 0.0}, [8, 16, 24]),
+    ],
+)
+def test_checkpoints_are_so_many_minutes_apart_at_most_whatever_a_step_takes(tmp_path, step, training, expected):
+    """Oracle: the steps counted by hand; every checkpoint, whatever it is due to, begins the minutes anew."""
+    timed(tmp_path, step=step, **training).fit()
+    assert saved(tmp_path) == expected
+
+
+def test_a_checkpoint_by_the_clock_changes_nothing_and_a_run_goes_on_from_it(tmp_path):
+    whole = timed(tmp_path / "whole", step=60.0, checkpoint_every_minutes=3.0)
+    whole.fit()
+    undisturbed = make_trainer(SMALL_WORLD, small_config(training=vars(whole.config), losses={"softmax": "sampled"}))
+    undisturbed.fit()
+    kill(timed(tmp_path / "killed", step=60.0, checkpoint_every_minutes=3.0), 12)
+    resumed = timed(tmp_path / "killed", checkpoint_every_minutes=3.0)
+    assert resumed.position.step == 11
+    resumed.fit()
+    for run in (whole, resumed):
+        assert run.position.curve == undisturbed.position.curve
+        assert_equal_weights(run, undisturbed)
+
+
+def test_what_is_due_before_a_validation_does_not_wait_for_its_end(tmp_path, monkeypatch):
+    trainer = timed(tmp_path, step=60.0, checkpoint_every_minutes=8.0)
+    monkeypatch.setattr(Validator, "measure", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        trainer.fit()
+    owed = make_trainer(SMALL_WORLD, small_config(), checkpoints=checkpoints(tmp_path)).position
+    assert (owed.step, owed.validated_step) == (8, -1)
+
+
+def test_the_fits_before_the_first_step_count_among_the_minutes(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stage, "_start", clock.passes(600.0, stage._start))
+    trainer = make_trainer(SMALL_WORLD, small_config(), checkpoints=checkpoints(tmp_path, keep=99), clock=clock)
+    kill(trainer, 3)
+    assert saved(tmp_path) == [1]
 
 
 def test_a_resumed_run_that_diverges_names_the_checkpoint_that_it_came_from(tmp_path):

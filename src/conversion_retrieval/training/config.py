@@ -43,6 +43,9 @@ class TrainingConfig:
     validate_every_steps: int = 0  # 0 is once an epoch
     max_validation_queries: int = 20_000  # a seeded sample of them when there are more
     checkpoint_every_steps: int = 0  # 0 is at each validation
+    # So many minutes after the last one, or after the start, the next step ends with a checkpoint too: what a preempted
+    # training loses depends neither on how long steps take nor on how rare validations are. 0 is never.
+    checkpoint_every_minutes: float = 10.0
     keep_checkpoints: int = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -71,6 +74,7 @@ class TrainingConfig:
             "max_gradient_norm",
             "validate_every_steps",
             "checkpoint_every_steps",
+            "checkpoint_every_minutes",
             "seed",
         )
         if self.recent_epochs < 0 or not 0 < self.recent_rate_share <= 1:

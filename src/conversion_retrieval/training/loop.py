@@ -1,6 +1,6 @@
 """The training loop: batches in order, validation and checkpoints at their steps, until patience or steps run out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -37,6 +37,7 @@ class Trainer:
     """Everything that a run needs; ``fit`` moves ``position`` forward and leaves the best weights in the model.
 
     Without a ``validator`` they are those of the last step. ``name`` is how progress and the curve call the examples.
+    ``clock`` counts seconds; by it, ``saved_time`` is when the last checkpoint was written, or the run began.
     """
 
     learner: Learner
@@ -48,6 +49,8 @@ class Trainer:
     config: TrainingConfig
     position: Position
     memory: MemoryMeter
+    clock: Callable[[], float]
+    saved_time: float
     name: str = "train"
     best: dict[str, Tensor] = field(default_factory=dict)
     best_objective: dict[str, Tensor] = field(default_factory=dict)
@@ -144,6 +147,8 @@ class Trainer:
 
     def _validate_and_save(self, stop: StopRequest) -> None:
         stopping = any_process(stop.received, self.learner.device)
+        if self._validation_is_due and self._minutes_are_over and not stopping:
+            self.save()  # or a validation would add its own minutes to what may be lost
         validated = self._validation_is_due and not stopping and self._validate(stop)
         stopping = stopping or (self._validation_is_due and not validated)
         if stopping or self._checkpoint_is_due(validated=validated):
@@ -171,7 +176,13 @@ class Trainer:
 
     def _checkpoint_is_due(self, *, validated: bool) -> bool:
         every = self.config.checkpoint_every_steps
-        return self._done or (self.position.step % every == 0 if every else validated)
+        return self._done or self._minutes_are_over or (self.position.step % every == 0 if every else validated)
+
+    @property
+    def _minutes_are_over(self) -> bool:
+        """By the clock of this process alone: the others write nothing, and wait for the first one's next step."""
+        every = 60 * self.config.checkpoint_every_minutes
+        return 0 < every <= self.clock() - self.saved_time
 
     def _validate(self, stop: StopRequest) -> bool:
         """Whether the validation, if there is anything to validate on, came to its end."""
@@ -205,6 +216,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, where there is a directory for it; one process writes."""
+        self.saved_time = self.clock()
         if self.checkpoints is None or self.learner.shard.rank:
             return
         checkpoint = Checkpoint(position=self.position, tensors=self._tensors())

@@ -70,6 +70,8 @@ def recent_trainer(
         config=training,
         position=position,
         memory=trainer.memory,
+        clock=trainer.clock,
+        saved_time=trainer.clock(),
         last_checkpoint=trainer.last_checkpoint,
     )
     if found:

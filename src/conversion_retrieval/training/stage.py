@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,10 @@ def make_trainer(
     checkpoints: Checkpoints | None = None,
     log_dir: Path | str | None = None,
     memory: MemoryMeter | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Trainer:
-    """Put a run together, at the latest of its checkpoints if there are any."""
+    """Put a run together, at the latest of its checkpoints if there are any; ``clock`` says when the next is due."""
+    began = clock()
     device, shard = device or torch.device("cpu"), shard or Shard()
     builder = _batch_builder(dataset, config, device, shard)
     steps = total_steps(config.training, num_batches(builder.examples, config.training.batch_size))
@@ -167,6 +170,8 @@ def make_trainer(
         config=config.training,
         position=position,
         memory=memory or MemoryMeter(device),
+        clock=clock,
+        saved_time=began,
     )
     if found:
         trainer.restore(found)
