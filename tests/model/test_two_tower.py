@@ -90,6 +90,21 @@ def test_normalised_vectors_have_length_one_before_the_bias_dimension():
         torch.testing.assert_close(vectors[:, :8].norm(dim=1), torch.ones(len(vectors)), rtol=1e-4, atol=1e-4)
 
 
+def test_lengths_and_popularity_stay_in_float32_where_towers_compute_in_bfloat16():
+    """Oracle: length one, and what the same model gives without autocast; bfloat16 keeps two to three digits."""
+    model = make_model(SIZES, CONFIG)
+    model.bias.start(torch.tensor([3.0, -2.0, 1.0]))
+    expected_queries, expected_items = encode(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        query_vectors, item_vectors = encode(model)
+    for vectors in (query_vectors, item_vectors):
+        torch.testing.assert_close(vectors[:, :-1].norm(dim=1), torch.ones(len(vectors)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(item_vectors[:, -1], expected_items[:, -1])
+    # Content embeddings among the user's preferences are projected in bfloat16.
+    torch.testing.assert_close(query_vectors[:, -1], expected_queries[:, -1], rtol=1e-2, atol=0)
+    assert not torch.equal(item_vectors, expected_items)  # the towers do compute in bfloat16
+
+
 def test_popularity_raises_the_score_for_every_query_through_a_plain_inner_product():
     model = make_model(SIZES, CONFIG)
     before = score(model)

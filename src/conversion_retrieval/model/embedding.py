@@ -161,8 +161,11 @@ def projections(sizes: dict[str, int], dim: int) -> nn.ModuleDict:
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """Vectors scaled to length one; the small constant bounds the gradient at the zero vector, which stays zero."""
-    scaled: Tensor = _UnitLength.apply(vectors)  # type: ignore[no-untyped-call]  # torch declares it so
+    """Vectors scaled to length one, in float32; the small constant bounds the gradient at the zero vector, which stays
+    zero. With products in bfloat16, as autocast would take them, lengths were half a percent off.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        scaled: Tensor = _UnitLength.apply(vectors.float())  # type: ignore[no-untyped-call]  # torch declares it so
     return scaled
 
 

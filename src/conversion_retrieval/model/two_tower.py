@@ -57,7 +57,8 @@ class PopularityBias(nn.Module):
 
     Item side: a linear function of the performance features, fitted and frozen (see ``start``), corrected by a small
     network over them. Query side: a positive weight, 1 in the loss's scale before training. Of what is trained, the
-    correction and the weight's distance from its start, a ``share`` counts.
+    correction and the weight's distance from its start, a ``share`` counts. Both sides are part of the score and stay
+    in float32.
     """
 
     def __init__(self, sizes: InputSizes, query_dim: int, *, scale: float) -> None:
@@ -83,12 +84,14 @@ class PopularityBias(nn.Module):
 
     def item(self, performance: Tensor, share: Tensor) -> Tensor:
         """The items' dimension, [M, 1]."""
-        popularity: Tensor = self.linear(performance) + share * self.correction(performance)
+        with torch.autocast(performance.device.type, enabled=False):
+            popularity: Tensor = self.linear(performance) + share * self.correction(performance)
         return popularity
 
     def weight(self, preferences: Tensor, share: Tensor) -> Tensor:
         """The queries' dimension, [B, 1]."""
-        trained: Tensor = self.query(preferences)
+        with torch.autocast(preferences.device.type, enabled=False):
+            trained: Tensor = self.query(preferences.float())
         return self.scale * functional.softplus(torch.full_like(trained, START_WEIGHT).lerp(trained, share))
 
 
@@ -231,10 +234,10 @@ class TwoTower(nn.Module):
         scaled = {name: self._scaled(values) for name, values in vectors.items()}
         if share is not None:
             scaled = {name: values * share for name, values in scaled.items()}
-        return scaled if bias is None else {name: torch.cat([v, bias.float()], dim=1) for name, v in scaled.items()}
+        return scaled if bias is None else {name: torch.cat([v, bias], dim=1) for name, v in scaled.items()}
 
     def _scaled(self, vectors: Tensor) -> Tensor:
-        return unit_length(vectors.float()) if self.config.normalize else vectors.float()
+        return unit_length(vectors) if self.config.normalize else vectors.float()
 
 
 def make_model(sizes: InputSizes, config: ModelConfig, *, sparse: bool = False) -> TwoTower:
