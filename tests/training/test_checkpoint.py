@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -66,6 +69,26 @@ def test_what_is_saved_after_a_damaged_checkpoint_stays(tmp_path, keep):
     newest = checkpoints.save(checkpoint(50))
     assert checkpoints.latest().path == newest
     assert set(tmp_path.iterdir()) == {newest, copy}
+
+
+def test_what_a_process_killed_while_it_wrote_left_behind_goes_with_the_next_checkpoint(tmp_path, monkeypatch):
+    """Oracle: what lies there once the next is written; a killed process removes nothing, as ``rmtree`` here."""
+    checkpoints = store(tmp_path)
+
+    def write_and_die(_tensors: object, path: str) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("conversion_retrieval.training.checkpoint.save_file", write_and_die)
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save(checkpoint(3))
+    assert list(tmp_path.iterdir())
+    assert checkpoints.latest() is None
+    newest = checkpoints.save(checkpoint(2))
+    assert list(tmp_path.iterdir()) == [newest]
 
 
 def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path):

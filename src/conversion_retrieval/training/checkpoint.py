@@ -77,7 +77,10 @@ class Checkpoints:
         """Write a new checkpoint, its manifest last, then remove the oldest beyond ``keep``.
 
         Others of its step go too, and those of later steps: a run that comes by here again passed them over as damaged.
+        First goes what a process killed while it wrote left behind: one process writes here at a time.
         """
+        for unfinished in self.directory.glob(".step-*.tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         superseded = [old for step, old in self._numbered() if step >= checkpoint.position.step]
         path = self.directory / f"step-{checkpoint.position.step:09d}-{uuid.uuid4().hex[:8]}"
         with new_artifact(path, kind=KIND, inputs={"run": self.fingerprint}) as working_dir:
