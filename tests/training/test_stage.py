@@ -86,11 +86,13 @@ def test_the_figures_of_the_recent_part_tell_its_queries_in_all_epochs(trained, 
     assert 0 < recent["queries"] / recent["epochs"] <= rows
 
 
-def test_without_conversions_to_train_the_served_head_all_tasks_share_one(built, tmp_path, capsys):
+@pytest.mark.parametrize("untrained", ["conversion", "engagement"])
+def test_without_positives_to_train_one_of_the_heads_all_tasks_share_one(untrained, built, tmp_path, capsys):
+    """Oracle: the heads of the model; one that nothing trains would be served, or measured as engagement-only."""
     config = built_config(model={"heads": "multi_head"}, max_steps=2)
-    losses = dataclasses.replace(config.losses, task_weights={"conversion": 0.0, "engagement": 1.0})
+    losses = dataclasses.replace(config.losses, task_weights={"conversion": 1.0, "engagement": 1.0, untrained: 0.0})
     train(**built, model_dir=tmp_path / "model", config=dataclasses.replace(config, losses=losses))
-    assert "model.heads is unified instead of multi_head" in capsys.readouterr().err
+    assert f"no {untrained} positives to train a head of their own: model.heads is unified" in capsys.readouterr().err
     model = load_model(tmp_path / "model")
     assert model.config.model.heads == "unified"
     assert list(model.model.query_tower.heads) == ["unified"]

@@ -20,7 +20,7 @@ from conversion_retrieval.losses.objective import Objective
 from conversion_retrieval.model.embedding import id_table_rows
 from conversion_retrieval.model.inputs import EntityInputs, item_inputs
 from conversion_retrieval.model.sizes import InputSizes
-from conversion_retrieval.model.two_tower import SERVED_HEAD, TASKS, TwoTower, make_model
+from conversion_retrieval.model.two_tower import TASKS, TwoTower, make_model
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
@@ -68,7 +68,7 @@ def train(
         dataset = FeatureDataset.open(features_dir, FeatureSpec.load(spec_dir))
         if config.training.recent_epochs:
             dataset.split_directory(RECENT)  # before hours of training
-        config = with_trained_head(config, dataset)
+        config = with_trained_heads(config, dataset)
         checkpoints = _checkpoints(checkpoint_dir, config, inputs)
         trainer = make_trainer(
             dataset, config, device=device, shard=shard, checkpoints=checkpoints, log_dir=log_dir, memory=memory
@@ -108,13 +108,17 @@ def train(
     return best
 
 
-def with_trained_head(config: PipelineConfig, dataset: FeatureDataset) -> PipelineConfig:
-    """One head for all tasks where nothing would train the one that ``multi_head`` serves: that of conversions."""
+def with_trained_heads(config: PipelineConfig, dataset: FeatureDataset) -> PipelineConfig:
+    """One head for all tasks where nothing would train one of ``multi_head``: that of conversions, which is served, or
+    that of engagements, which is measured as the engagement-only list.
+    """
     if config.model.heads != "multi_head":
         return config
-    if (trained_positives(dataset.split("train"), config.losses.task_weights).task == TASKS.index(SERVED_HEAD)).any():
+    trained = trained_positives(dataset.split("train"), config.losses.task_weights).task
+    missing = [task for number, task in enumerate(TASKS) if not (trained == number).any()]
+    if not missing:
         return config
-    say(f"no {SERVED_HEAD} positives to train the head that is served: model.heads is unified instead of multi_head")
+    say(f"no {missing[0]} positives to train a head of their own: model.heads is unified instead of multi_head")
     return replace(config, model=replace(config.model, heads="unified"))
 
 
