@@ -400,6 +400,15 @@ def test_a_model_has_one_colour_in_all_plots_whichever_others_are_in_them(run, t
         assert (color_of(model) in slices) == drawn
 
 
+def test_recall_on_new_items_is_drawn_beside_that_on_all_where_it_was_measured(run, tmp_path):
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    for slices in (("all",), ("all", "new_to_user=true")):
+        metrics = [_metric("candidate", 0.2, s, k) for s in slices for k in (10, 100)]
+        (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+        write_evaluation_page(tmp_path / "evaluation", tmp_path / "page.html")
+        assert (tmp_path / "page.html").read_text().count('aria-label="Recall at k for each model') == len(slices)
+
+
 def test_items_new_to_the_user_and_had_before_are_called_so(page):
     found = plot_texts(page, "Recall by slice")
     assert {"new  (n=1,234)", "had before  (n=1,234)"} <= found

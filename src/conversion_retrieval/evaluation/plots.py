@@ -20,6 +20,7 @@ CANDIDATE, CHAMPION, BASELINES = (
     "#d9822b",
     ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878"),
 )
+MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")  # lines are told apart without their colours too
 FAILED = "#b3261e"
 KINDS = ("#5c8a73", CANDIDATE, CHAMPION, "#a0729b")
 MANY_POINTS = 30
@@ -61,17 +62,21 @@ def color_of(model: str) -> str:
     return {"candidate": CANDIDATE, "champion": CHAMPION, **own}.get(model, MUTED)
 
 
-def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
-    """Recall@k over k (log scale), one line a model with its interval shaded."""
+def _marker_of(model: str) -> str:
+    return dict(zip(LABELS, MARKERS, strict=True)).get(model, ".")
+
+
+def recall_curves(curves: Mapping[str, Mapping[int, Estimate]], label: str) -> Markup:
+    """Recall@k over k (log scale), one line a model; shaded: the interval of candidate and champion."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(6.2, 4.6)
         for model, points in curves.items():
             ks = sorted(points)
             values = [points[k].value for k in ks]
             color, main = color_of(model), model in ("candidate", "champion")
-            axes.plot(
-                ks, values, color=color, marker="o", markersize=4, linewidth=2.4 if main else 1.3, label=label_of(model)
-            )
+            width, mark = (2.4, 5.0) if main else (1.3, 4.5)
+            line: dict[str, Any] = {"color": color, "linewidth": width, "marker": _marker_of(model), "markersize": mark}
+            axes.plot(ks, values, **line, label=label_of(model), zorder=3 if main else 2)
             if main:
                 low = [_or(points[k].low, points[k].value) for k in ks]
                 high = [_or(points[k].high, points[k].value) for k in ks]
@@ -85,7 +90,7 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]]) -> Markup:
         axes.set_ylim(bottom=0)
         if curves:
             figure.legend(loc="outside lower left", ncols=3, fontsize=9)
-        return _svg(figure, "Recall at k for each model")
+        return _svg(figure, label)
 
 
 def training_curve(series: Mapping[str, Sequence[tuple[float, float]]], label: str) -> Markup:

@@ -12,6 +12,10 @@ from conversion_retrieval.evaluation.results import Measurement, Results, label_
 TABLE_KS: Final = (10, 100, 1000)
 SLICE_K: Final = 100
 NEW_ITEMS: Final = "new_to_user=true"
+RANKED: Final = {
+    "all": "All conversions",
+    NEW_ITEMS: "Only items new to the user (never clicked, saved or bought before)",
+}
 TASKS: Final = {
     "conversion": "conversions (checkout and add to cart)",
     "checkout": "checkout",
@@ -40,13 +44,10 @@ FAMILY_NOTES: Final = {
 def recall_context(evaluation_dir: Path) -> dict[str, Any]:
     """What the template needs of an evaluation."""
     results = Results.read(evaluation_dir)
-    tables = [
-        recall_table(results, "all", "All conversions"),
-        recall_table(results, NEW_ITEMS, "Only items new to the user (never clicked, saved or bought before)"),
-    ]
+    tables = [recall_table(results, slice_, title) for slice_, title in RANKED.items()]
     return {
         "recall_tables": [table for table in tables if table["rows"]],
-        "recall_plot": plots.recall_curves(_recall_curves(results)),
+        "recall_plots": list(_recall_plots(results)),
         "task_rows": [row for task in TASKS if (row := _task_row(results, task))["found"]],
         "task_metrics": TASK_METRICS,
         "coverage_rows": list(_coverage_rows(results)),
@@ -99,10 +100,19 @@ def _headline_tiles(results: Results) -> Iterator[dict[str, str]]:
     yield {"value": f"{headline.n_positives:,}", "label": f"test conversions, {headline.n_queries:,} queries"}
 
 
-def _recall_curves(results: Results) -> dict[str, dict[int, plots.Estimate]]:
+def _recall_plots(results: Results) -> Iterator[dict[str, Any]]:
+    for slice_, title in RANKED.items():
+        if curves := _recall_curves(results, slice_):
+            svg = plots.recall_curves(
+                curves, "Recall at k for each model" + (", new items" if slice_ == NEW_ITEMS else "")
+            )
+            yield {"svg": svg, "caption": f"{title.partition(' (')[0]}. Shaded: interval over users."}
+
+
+def _recall_curves(results: Results, slice_: str) -> dict[str, dict[int, plots.Estimate]]:
     curves = {}
     for model in results.models():
-        found = {k: results.find(f"conversion/recall@{k}", model=model) for k in results.ks()}
+        found = {k: results.find(f"conversion/recall@{k}", model=model, slice_=slice_) for k in results.ks()}
         points = {k: e for k, m in found.items() if (e := _estimate(m)) is not None}
         if points:
             curves[model] = points
