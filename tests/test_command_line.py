@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from conversion_retrieval import command_line
+from conversion_retrieval import cli, command_line
 from conversion_retrieval.config import load_config
 from conversion_retrieval.errors import UserError
 
@@ -31,6 +31,13 @@ def end_of(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 def test_what_a_user_can_fix_is_one_line_and_code_2(monkeypatch, capsys):
     assert end_of(monkeypatch, UserError("expected a, found b")) == 2
     assert capsys.readouterr() == ("", "error: expected a, found b\n")
+
+
+def test_serving_without_its_packages_names_one_and_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kserve", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "conversion_retrieval.serving.server", raising=False)
+    with pytest.raises(UserError, match=r"found no kserve: .*pip install 'conversion-retrieval\[serve\]'"):
+        cli.serve(registry="registry")
 
 
 def test_ctrl_c_says_what_was_left_and_ends_as_shells_expect(monkeypatch, capsys):

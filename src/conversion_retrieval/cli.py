@@ -123,7 +123,13 @@ def serve(
     poll_seconds: Annotated[float, typer.Option(help="How often to look for a new champion.")] = 30.0,
 ) -> None:
     """Serve the champion over HTTP (Open Inference Protocol), following promotions without dropping a request."""
-    from conversion_retrieval.serving.server import serve as run_server
+    try:
+        from conversion_retrieval.serving.server import serve as run_server
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"expected the packages that serving needs, found no {error.name}: "
+            "install them with pip install 'conversion-retrieval[serve]'"
+        ) from None
 
     run_server(registry, data_uri=data, host=host, port=port, poll_seconds=poll_seconds)
 
