@@ -1,5 +1,8 @@
 """Variants are compared on the same positives, paired, and mistakes are refused."""
 
+import html
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +12,7 @@ from conversion_retrieval import contracts
 from conversion_retrieval.config import PipelineConfig, load_config, stage_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.evaluation.ablation import compare_variants
-from conversion_retrieval.evaluation.variants import plan_variants, select_variants, variant_config
+from conversion_retrieval.evaluation.variants import VARIANTS, plan_variants, select_variants, variant_config
 
 NUM_POSITIVES = 200
 
@@ -83,6 +86,27 @@ def test_the_page_draws_paired_differences_and_says_to_what(tmp_path):
     assert page.count("<figure") == 2
     assert "Recall@100, paired differences to the default; sampled_softmax_no_logq to sampled_softmax<" in page
     assert "no_history" in page.partition("<figure")[2]
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "words"), [(1, "one seed; brackets: 95% bootstrap over users alone"), (2, "over users and seeds")]
+)
+def test_both_tables_say_what_a_variant_sets_and_over_what_the_intervals_are(tmp_path, num_seeds, words):
+    name = "engagement_weight_0.1"
+    dirs = [
+        _variant(tmp_path / f"{variant}-{seed}", variant, seed, np.arange(NUM_POSITIVES))
+        for variant in ("default", name)
+        for seed in range(num_seeds)
+    ]
+    _compare(tmp_path, dirs)
+    options = {"losses.task_weights": {"conversion": 1.0, "engagement": 0.1}}
+    assert VARIANTS[name] == options
+    page, table = (tmp_path / "page.html").read_text(), (tmp_path / "out" / "ablation.md").read_text()
+    assert words in page
+    assert words in table
+    (option,) = re.findall(rf"^- {name}: `(.*)`$", table, re.MULTILINE)
+    assert f"<small>{option}</small>" in html.unescape(page)
+    assert load_config(None, [option]).losses.task_weights == options["losses.task_weights"]
 
 
 def test_other_positives_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The ablation's table in Markdown and HTML, and its plot."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from conversion_retrieval import contracts
 from conversion_retrieval.evaluation import plots
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval
 from conversion_retrieval.evaluation.report_format import percent
-from conversion_retrieval.evaluation.variants import DEFAULT
+from conversion_retrieval.evaluation.variants import DEFAULT, VARIANTS
 
 if TYPE_CHECKING:
     from conversion_retrieval.evaluation.ablation import Comparison
@@ -39,19 +40,29 @@ def write_ablation(
 
 
 def markdown_table(comparisons: "Sequence[Comparison]", confidence_level: float) -> str:
-    """One row a variant: recall and difference to the default at each cut-off, with intervals."""
+    """One row a variant: recall and difference to the default at each cut-off, with intervals; then their options."""
     ks = sorted({row.k for row in comparisons})
     head = ["variant"] + [text for k in ks for text in (f"recall@{k}", "difference to default")]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     rows = _rows(comparisons, ks)
     lines += ["| " + " | ".join([row["variant"], *map(_joined, row["cells"])]) + " |" for row in rows]
-    return "\n".join([*lines, "", _caption(comparisons, confidence_level), ""])
+    options = [f"- {row['variant']}: `{'`, `'.join(row['options'])}`" for row in rows if row["options"]]
+    return "\n".join([*lines, "", _caption(comparisons, confidence_level), "", *options, ""])
 
 
 def _rows(comparisons: "Sequence[Comparison]", ks: Sequence[int]) -> list[dict[str, Any]]:
     found = {(row.variant, row.k): row for row in comparisons}
     variants = dict.fromkeys(row.variant for row in comparisons)
-    return [{"variant": name, "cells": [c for k in ks for c in _cells(found[name, k])]} for name in variants]
+    return [
+        {"variant": name, "options": _options(name), "cells": [c for k in ks for c in _cells(found[name, k])]}
+        for name in variants
+    ]
+
+
+def _options(variant: str) -> list[str]:
+    """What the variant sets, as ``--set`` takes it."""
+    switches = VARIANTS.get(variant, {}).items()
+    return [f"{option}={value if isinstance(value, str) else json.dumps(value)}" for option, value in switches]
 
 
 def _cells(row: "Comparison") -> tuple[dict[str, str], dict[str, str]]:
@@ -72,10 +83,11 @@ def _joined(cell: dict[str, str]) -> str:
 
 def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> str:
     first = comparisons[0]
+    several = first.num_seeds > 1
     return (
-        f"Micro recall on {first.num_positives:,} test conversions of {first.num_users:,} users, mean of "
-        f"{first.num_seeds} seeds; brackets: {percent(confidence_level)} bootstrap over users and seeds, "
-        "differences paired."
+        f"Micro recall on {first.num_positives:,} test conversions of {first.num_users:,} users, "
+        f"{f'mean of {first.num_seeds} seeds' if several else 'one seed'}; brackets: {percent(confidence_level)} "
+        f"bootstrap over users{' and seeds' if several else ' alone'}, differences paired."
     )
 
 
