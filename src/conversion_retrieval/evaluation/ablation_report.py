@@ -84,10 +84,10 @@ def _joined(cell: dict[str, str]) -> str:
 def _caption(comparisons: "Sequence[Comparison]", confidence_level: float) -> str:
     first = comparisons[0]
     several = first.num_seeds > 1
+    seeds, over = (f"mean of {first.num_seeds} seeds", "users and seeds") if several else ("one seed", "users alone")
     return (
-        f"Micro recall on {first.num_positives:,} test conversions of {first.num_users:,} users, "
-        f"{f'mean of {first.num_seeds} seeds' if several else 'one seed'}; brackets: {percent(confidence_level)} "
-        f"bootstrap over users{' and seeds' if several else ' alone'}, differences paired."
+        f"Micro recall on {first.num_positives:,} test conversions of {first.num_users:,} users, {seeds}; "
+        f"brackets: {percent(confidence_level)} bootstrap over {over}, differences paired."
     )
 
 
