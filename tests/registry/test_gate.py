@@ -217,6 +217,14 @@ def test_chance_losses_in_some_of_many_slices_do_not_block_an_equal_candidate() 
     assert rejected <= 2
 
 
+def test_without_conversions_no_rank_is_said_to_be_missing() -> None:
+    """Ranks are rows by model: without any there are none of a champion that was measured all the same."""
+    nothing = dataclasses.replace(ranks(np.empty(0)), compared={})
+    decision = decide(inputs_of("better", "present", ranks=nothing), CONFIG)
+    for name in ("not_worse_than_champion", "beats_popularity"):
+        assert check(decision, name).detail == "no conversions to compare on"
+
+
 def test_an_empty_test_window_is_too_little_and_writes_strict_json(tmp_path) -> None:
     decision = decide(inputs_of("better", "present", ranks=ranks(np.empty(0), np.empty(0))), CONFIG)
     assert decision.verdict == TOO_LITTLE

@@ -125,8 +125,7 @@ def _baseline_check(name: str, estimates: Estimates, columns: RecallColumns, con
     """Better than a baseline only if the paired difference's lower bound says so."""
     check = f"beats_{name}"
     if (column := columns.index(f"{CANDIDATE} - {name}")) is None:
-        missing = f"the evaluation has no baseline {name!r}" if len(columns.ranks) else "no conversions to compare on"
-        return Check(name=check, passed=None, threshold=0.0, detail=missing)
+        return Check(name=check, passed=None, threshold=0.0, detail=_missing(columns, f"baseline {name!r}"))
     value, low, high = _difference(estimates, column, config)
     passed = None if _unknown(value, low) else bool(low > 0)
     detail = f"recall@{config.k} minus that of {name}, paired by conversion; the lower bound must exceed 0"
@@ -137,7 +136,7 @@ def _regression_check(estimates: Estimates, columns: RecallColumns, config: Gate
     """Non-inferiority: the lower bound must stay above the margin; a loss beyond it fails, the rest is undecided."""
     name = "not_worse_than_champion"
     if (column := columns.index(f"{CANDIDATE} - {CHAMPION}")) is None:
-        return Check(name=name, passed=None, detail="the evaluation has no ranks of the champion")
+        return Check(name=name, passed=None, detail=_missing(columns, "ranks of the champion"))
     value, low, high = _difference(estimates, column, config)
     margin = -config.max_regression
     decided = False if value < margin else None
@@ -170,6 +169,11 @@ def _guardrail_coverage(columns: RecallColumns, config: GateConfig) -> Check:
     if missing:
         detail = f"the evaluation has no slices by {', '.join(missing)}"
     return Check(name="guardrail_slices", passed=None if missing else True, detail=detail)
+
+
+def _missing(columns: RecallColumns, what: str) -> str:
+    """Why there is nothing to compare with; a window without conversions has no ranks of anything."""
+    return f"the evaluation has no {what}" if len(columns.ranks) else "no conversions to compare on"
 
 
 def _difference(estimates: Estimates, column: int, config: GateConfig) -> tuple[float, float, float]:
