@@ -212,6 +212,19 @@ def test_the_setting_that_does_best_on_validation_is_fitted_for_the_test():
     assert fit_baseline("own_history", log, validation, int(days(30)), config).parameters["half_life_days"] == 2.0
 
 
+def test_the_histories_of_item_knn_fade_as_fast_as_does_best_on_validation():
+    """Users come for what goes with their last item: 3 with 2. Counted alike, 1 with 0, had twice before, is nearer."""
+    pairs = [(user, item, 1.0) for user in range(20, 40) for item in ((0, 1) if user < 30 else (2, 3))]
+    log = log_of(pairs + [(user, *event) for user in range(20) for event in ((0, 1.0), (0, 2.0), (2, 20.0))], 40, 4)
+    windows = log.users_before(int(days(25))).rows(np.arange(20))
+    positives = ItemLists(offsets=np.arange(21), items=np.full(20, 3, np.int32))
+    validation = QuerySet(windows=windows, positives=positives, start=int(days(25)))
+    for half_lives in ((1e6, 2.0), (2.0, 1e6)):
+        config = EvaluationConfig(own_history_half_lives_days=half_lives, item_knn_neighbors=(4,), tuning_k=3)
+        found = fit_baseline("item_knn", log, validation, int(days(30)), config)
+        assert found.parameters == {"neighbors": 4.0, "half_life_days": 2.0}
+
+
 def test_a_configuration_knows_the_baselines_there_are():
     assert tuple(BASELINES) == names.BASELINES
 

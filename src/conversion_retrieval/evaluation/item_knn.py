@@ -19,16 +19,18 @@ BLOCK_ITEMS: Final = 2048
 
 
 def fit_item_knn(log: EventLog, before: int, config: EvaluationConfig) -> Sequence[Ranker]:
-    """One ranker a number of neighbours: a query's items pass their recency-weighted score on to their neighbours."""
+    """One ranker a number of neighbours and half-life; a history's items pass their faded score on to neighbours."""
     base = popularity_order(log, before, half_life_days=max(config.popularity_half_lives_days))
     neighbors = nearest_neighbors(user_items(log, before, config), max(config.item_knn_neighbors))
+    kept = {count: keep_largest(neighbors, count) for count in config.item_knn_neighbors}
     return [
         BackedOffRanker(
-            parameters={"neighbors": float(count)},
+            parameters={"neighbors": float(count), "half_life_days": half_life},
             base=base,
-            personal=partial(_scores, log, keep_largest(neighbors, count), config),
+            personal=partial(_scores, log, kept[count], half_life, config),
         )
         for count in config.item_knn_neighbors
+        for half_life in config.own_history_half_lives_days
     ]
 
 
@@ -61,7 +63,8 @@ def _largest(data: NDArray[np.float32], start: int, end: int, count: int) -> NDA
     return start + np.argpartition(-data[start:end], count - 1)[:count]
 
 
-def _scores(log: EventLog, neighbors: sparse.csr_array, config: EvaluationConfig, windows: Windows) -> sparse.csr_array:
-    half_life = max(config.own_history_half_lives_days)
+def _scores(
+    log: EventLog, neighbors: sparse.csr_array, half_life: float, config: EvaluationConfig, windows: Windows
+) -> sparse.csr_array:
     history = affinities(log, windows.newest(config.max_events_per_user), half_life_days=half_life)
     return sparse.csr_array(history @ neighbors)
