@@ -16,11 +16,12 @@ from tests.worlds import QUICK_RUN, tiny_world
 
 def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_is_missing(tmp_path, monkeypatch):
     data_uri, output_dir = str(tiny_world(tmp_path / "data")), tmp_path / "ablation"
-    config = load_config(None, QUICK_RUN)
-    page_path = ablate(data_uri, output_dir, config=config, num_seeds=1, variants=("no_history",))
+    settings = [*QUICK_RUN, "losses.advertiser_weight=0.0"]
+    config = load_config(None, settings)
+    page_path = ablate(data_uri, output_dir, config=config, num_seeds=1, variants=("no_history", "no_advertiser_loss"))
     assert "</html>" in page_path.read_text()
     table = (output_dir / "ablation" / "ablation.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| default", "| no_history"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:5]] == ["| default", "| no_history", ""]
 
     trained = []
     train = stage.train
@@ -32,7 +33,7 @@ def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_i
     monkeypatch.setattr(stage, "train", recorded)
     shutil.rmtree(output_dir / "variants" / "no_history-seed0")
     # Where features are computed does not make it another ablation.
-    elsewhere = load_config(None, [*QUICK_RUN, "features.dask_address=tcp://nowhere:8786"])
+    elsewhere = load_config(None, [*settings, "features.dask_address=tcp://nowhere:8786"])
     ablate(data_uri, output_dir, config=elsewhere, num_seeds=1, variants=("no_history",))
     assert trained == ["none"]
     assert (output_dir / "ablation" / "ablation.md").read_text() == table
@@ -44,7 +45,7 @@ def test_an_ablation_compares_the_variants_and_a_repeated_one_trains_only_what_i
     assert (output_dir / "ablation" / "ablation.md").read_text() == table
     assert "training on" in (output_dir / "logs" / "no_history-seed0.log").read_text()
 
-    other = load_config(None, [*QUICK_RUN, "training.batch_size=128"])
+    other = load_config(None, [*settings, "training.batch_size=128"])
     with pytest.raises(UserError, match=r"another: training\.batch_size was 256 and is 128; choose a new --output"):
         ablate(data_uri, output_dir, config=other, num_seeds=1)
     with pytest.raises(UserError, match=rf"expected an ablation of elsewhere in .*, found one of {data_uri}"):

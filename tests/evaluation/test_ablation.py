@@ -137,6 +137,17 @@ def test_the_plan_holds_every_variant_and_seed_with_its_whole_configuration_in_f
         assert len(run["config_json"]) < 300
 
 
+def test_a_variant_that_the_configuration_is_already_is_said_and_not_trained_as_one_without_effect(capsys):
+    base = load_config(None, ["losses.hard_negatives=false", "losses.softmax=sampled"])
+    names = ("no_hard_negatives", "sampled_softmax", "sampled_softmax_no_logq")
+    assert [run["variant"] for run in plan_variants(base, names, num_seeds=1)] == ["default", "sampled_softmax_no_logq"]
+    assert (
+        "left out, as this configuration is that already: no_hard_negatives, sampled_softmax" in capsys.readouterr().err
+    )
+    assert [run["variant"] for run in plan_variants(load_config(), names, num_seeds=1)] == ["default", *names]
+    assert not capsys.readouterr().err
+
+
 def test_unknown_variants_are_refused_and_the_default_always_runs():
     assert select_variants(("no_history",)) == ("default", "no_history")
     with pytest.raises(UserError, match="'no_histroy'"):

@@ -24,7 +24,7 @@ from conversion_retrieval.config import PipelineConfig, config_digest, config_va
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation.crossed_bootstrap import Interval, crossed_recalls, percentile_interval
 from conversion_retrieval.evaluation.jobs import Job, run_jobs
-from conversion_retrieval.evaluation.variants import DEFAULT, reference_of, select_variants, variant_config
+from conversion_retrieval.evaluation.variants import DEFAULT, changing_variants, reference_of, variant_config
 from conversion_retrieval.evaluation.window import CONVERSION_TASK
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.dataset import FeatureDataset
@@ -60,14 +60,14 @@ def ablate(
     variants: tuple[str, ...] = (),
     num_processes: int = 1,
 ) -> Path:
-    """Run every variant with every seed, skipping what is already there, and return the path of the HTML page.
+    """Run every variant that changes anything with every seed, skipping what is there; returns the HTML page's path.
 
     With ``num_processes`` above 1 as many variants train side by side, each with its share of the cores and with its
     log in ``logs/``. Raises ``UserError`` for an unknown variant, invalid data, a test window without conversions, or
     an output directory that cannot be written to or is another ablation's; in processes also, at the end, for a variant
     that failed; and ``Interrupted`` (a ``SystemExit``) after SIGTERM.
     """
-    names = select_variants(variants)
+    names = changing_variants(config, variants)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         if any(output_dir.iterdir()) and not (output_dir / REQUEST).exists():

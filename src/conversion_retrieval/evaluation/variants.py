@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from conversion_retrieval.config import PipelineConfig, changed_values, config_values, parse_config
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.progress import say
 
 DEFAULT: Final = "default"
 _SEQUENTIAL: Final = {"model.query_tower.layout": "sequential", "model.item_tower.layout": "sequential"}
@@ -57,12 +58,25 @@ def select_variants(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in VARIANTS if name == DEFAULT or not names or name in names)
 
 
+def changing_variants(base: PipelineConfig, names: tuple[str, ...]) -> tuple[str, ...]:
+    """``select_variants`` without those whose switches stand in ``base`` already, which are said.
+
+    Trained again, the default would be compared with itself and read as a technique without any effect.
+    """
+    chosen, default = select_variants(names), variant_config(base, DEFAULT, seed=0)
+    same = [name for name in chosen if name != DEFAULT and variant_config(base, name, seed=0) == default]
+    if same:
+        say(f"ablation: left out, as this configuration is that already: {', '.join(same)}")
+    return tuple(name for name in chosen if name not in same)
+
+
 def plan_variants(base: PipelineConfig, names: tuple[str, ...], *, num_seeds: int) -> list[dict[str, str]]:
-    """What a fan-out runs: one ``{"variant", "seed", "config_json"}`` for each variant and seed, all values text.
+    """What a fan-out runs: ``{"variant", "seed", "config_json"}``, all text, for ``changing_variants`` with each seed.
 
     ``config_json`` holds only what differs from the defaults: the items of a fan-out are kept in the cluster's
     database, whose columns are short.
     """
+    chosen = changing_variants(base, names)
     return [
         {
             "variant": name,
@@ -70,7 +84,7 @@ def plan_variants(base: PipelineConfig, names: tuple[str, ...], *, num_seeds: in
             "config_json": json.dumps(changed_values(variant_config(base, name, seed=seed))),
         }
         for seed in range(num_seeds)
-        for name in select_variants(names)
+        for name in chosen
     ]
 
 
