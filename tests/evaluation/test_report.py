@@ -456,6 +456,30 @@ def test_intervals_are_told_with_the_level_that_they_were_made_with(run, tmp_pat
     assert f"Brackets: {words} bootstrap interval over users" in (tmp_path / "page.html").read_text()
 
 
+def test_recall_at_cut_offs_of_ones_own_is_on_the_page(run, tmp_path):
+    """Without 10, 100 and 1000 all that was measured is shown, tiles and slices at 50, the nearest to 100."""
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    metrics = [
+        _metric("candidate", value, slice_, k)
+        for k, value in ((5, 0.0505), (20, 0.2020), (50, 0.5050))
+        for slice_ in ("all", "surface=a", "surface=b")
+    ]
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    write_evaluation_page(tmp_path / "evaluation", tmp_path / "page.html")
+    text = " ".join(" ".join(_parsed((tmp_path / "page.html").read_text()).text).split())
+    for shown in ("0.505 conversion recall@50", "0.0505 [0.0405, 0.0605] 0.2020", "Recall@50 on conversions by part"):
+        assert shown in text
+
+
+def test_a_window_without_conversions_shows_engagement_at_its_cut_offs(run, tmp_path):
+    shutil.copytree(run["evaluation_dir"], tmp_path / "evaluation")
+    metrics = [_metric("candidate", 0.1 * k, k=k, name="engagement/recall") for k in (2, 4)]
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+    write_evaluation_page(tmp_path / "evaluation", tmp_path / "page.html")
+    text = " ".join(" ".join(_parsed((tmp_path / "page.html").read_text()).text).split())
+    assert "1,234 0.2000 [0.1900, 0.2100] 0.4000 [0.3900, 0.4100]" in text
+
+
 def test_an_evaluation_has_a_page_of_its_own(run, tmp_path):
     write_evaluation_page(run["evaluation_dir"], tmp_path / "evaluation.html")
     text = (tmp_path / "evaluation.html").read_text()

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from conversion_retrieval import contracts
 from conversion_retrieval.evaluation.report_format import fact, read_json
 from conversion_retrieval.evaluation.report_gate import gate_context
-from conversion_retrieval.evaluation.report_recall import SLICE_K, TABLE_KS, recall_context
+from conversion_retrieval.evaluation.report_recall import recall_context
 from conversion_retrieval.evaluation.report_run import (
     index_context,
     label_context,
@@ -89,6 +89,4 @@ def _empty_context() -> dict[str, Any]:
         **dict.fromkeys(("decision", "difference_plot", "index_plot")),
         **dict.fromkeys(("subtitle", "protocol", "validation_words", "configuration"), ""),
         "title": "Conversion retrieval: report of a run",
-        "slice_k": SLICE_K,
-        "table_ks": TABLE_KS,
     }

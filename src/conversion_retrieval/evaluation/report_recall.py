@@ -1,5 +1,6 @@
 """The evaluation's part of the report: recall beside baselines, every task, what only this model finds, slices."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,6 @@ TASKS: Final = {
     "add_to_cart": "add to cart",
     "engagement": "engagement (click and save)",
 }
-TASK_METRICS: Final = ("recall@10", "recall@100", "recall@1000", "ndcg@10", "ndcg@100", "mrr")
 FAMILY_WORDS: Final = {
     "surface": "By surface",
     "advertiser_size_decile": "By size of the advertiser",
@@ -44,18 +44,33 @@ FAMILY_NOTES: Final = {
 def recall_context(evaluation_dir: Path) -> dict[str, Any]:
     """What the template needs of an evaluation."""
     results = Results.read(evaluation_dir)
+    ks = table_ks(results)
+    task_metrics = (*(f"recall@{k}" for k in ks), *(f"ndcg@{k}" for k in ks[:2]), "mrr")
     tables = [recall_table(results, slice_, title) for slice_, title in RANKED.items()]
     return {
         "recall_tables": [table for table in tables if table["rows"]],
         "recall_plots": list(_recall_plots(results)),
-        "task_rows": [row for task in TASKS if (row := _task_row(results, task))["found"]],
-        "task_metrics": TASK_METRICS,
+        "task_rows": [row for task in TASKS if (row := _task_row(results, task, task_metrics))["found"]],
+        "task_metrics": task_metrics,
+        "table_ks": ks,
+        "slice_k": headline_k(results),
         "coverage_rows": list(_coverage_rows(results)),
         "overlap_rows": list(_overlap_rows(results)),
         "slice_plots": list(_slice_plots(results)),
         "tiles": list(_headline_tiles(results)),
         "confidence": _confidence(evaluation_dir),
     }
+
+
+def table_ks(results: Results) -> list[int]:
+    """The cut-offs of the tables: the usual ones, or whichever were measured where one of those was not."""
+    measured = results.ks() or results.ks("engagement") or TABLE_KS
+    return list(measured if {*TABLE_KS} - {*measured} else TABLE_KS)
+
+
+def headline_k(results: Results) -> int:
+    """The cut-off of tiles and slices: the usual one, or the measured one that is the nearest by ratio."""
+    return min(results.ks(), key=lambda k: abs(math.log(k / SLICE_K)), default=SLICE_K)
 
 
 def _confidence(evaluation_dir: Path) -> str:
@@ -67,8 +82,8 @@ def _confidence(evaluation_dir: Path) -> str:
 
 
 def recall_table(results: Results, slice_: str, title: str) -> dict[str, Any]:
-    """Rows of recall@10/100/1000 on conversions, one a model, with intervals and the number of conversions."""
-    ks = [k for k in TABLE_KS if k in results.ks()]
+    """Rows of recall@k on conversions, one a model, with intervals and the number of conversions."""
+    ks = table_ks(results)
     rows = []
     counts = None
     for model in results.models():
@@ -87,14 +102,16 @@ def _cell(measurement: Measurement | None) -> dict[str, str]:
 
 
 def _headline_tiles(results: Results) -> Iterator[dict[str, str]]:
-    headline = results.find(f"conversion/recall@{SLICE_K}")
+    k = headline_k(results)
+    name = f"conversion/recall@{k}"
+    headline = results.find(name)
     if headline is None or headline.value is None:
         return
-    yield {"value": f"{headline.value:.3f}", "label": f"conversion recall@{SLICE_K}"}
-    new = results.find(f"conversion/recall@{SLICE_K}", slice_=NEW_ITEMS)
+    yield {"value": f"{headline.value:.3f}", "label": f"conversion recall@{k}"}
+    new = results.find(name, slice_=NEW_ITEMS)
     if new is not None and new.value is not None:
-        yield {"value": f"{new.value:.3f}", "label": f"recall@{SLICE_K}, items new to the user"}
-    popularity = results.find(f"conversion/recall@{SLICE_K}", model="popularity")
+        yield {"value": f"{new.value:.3f}", "label": f"recall@{k}, items new to the user"}
+    popularity = results.find(name, model="popularity")
     if popularity is not None and popularity.value:
         yield {"value": f"{headline.value / popularity.value:.1f}×", "label": "of popularity's recall"}
     yield {"value": f"{headline.n_positives:,}", "label": f"test conversions, {headline.n_queries:,} queries"}
@@ -119,8 +136,8 @@ def _recall_curves(results: Results, slice_: str) -> dict[str, dict[int, plots.E
     return curves
 
 
-def _task_row(results: Results, task: str) -> dict[str, Any]:
-    found = [results.find(f"{task}/{metric}") for metric in TASK_METRICS]
+def _task_row(results: Results, task: str, metrics: Iterable[str]) -> dict[str, Any]:
+    found = [results.find(f"{task}/{metric}") for metric in metrics]
     n = next((m.n_positives for m in found if m), 0)
     return {"label": TASKS[task], "n": f"{n:,}", "cells": [_cell(m) for m in found], "found": any(found)}
 
@@ -128,7 +145,7 @@ def _task_row(results: Results, task: str) -> dict[str, Any]:
 def _coverage_rows(results: Results) -> Iterator[dict[str, Any]]:
     """Share of the catalogue that some list shows, by model and cut-off."""
     for model in results.models():
-        found = [results.find(f"catalogue/coverage@{k}", model=model) for k in TABLE_KS]
+        found = [results.find(f"catalogue/coverage@{k}", model=model) for k in table_ks(results)]
         if any(found):
             cells = [f"{m.value:.1%}" if m and m.value is not None else "n/a" for m in found]
             yield {"model": model, "label": label_of(model), "cells": cells}
@@ -137,7 +154,7 @@ def _coverage_rows(results: Results) -> Iterator[dict[str, Any]]:
 def _overlap_rows(results: Results) -> Iterator[dict[str, Any]]:
     """Share of conversions that a model recalls and an engagement-only list of the same length does not."""
     for model in results.models():
-        names = [f"conversion/only_recalled@{k}" for k in TABLE_KS]
+        names = [f"conversion/only_recalled@{k}" for k in table_ks(results)]
         found = [results.find(name, model=model, slice_="against=engagement_only") for name in names]
         if any(found):
             yield {"model": model, "label": label_of(model), "cells": [_cell(m) for m in found]}
@@ -150,7 +167,7 @@ def _estimate(measurement: Measurement | None) -> plots.Estimate | None:
 
 
 def _slice_plots(results: Results) -> Iterable[dict[str, Any]]:
-    name = f"conversion/recall@{SLICE_K}"
+    name = f"conversion/recall@{headline_k(results)}"
     compared = [model for model in ("candidate", "champion", "popularity") if results.find(name, model=model)]
     for family, names in results.slices(name):
         groups = _slice_groups(results, name, names, compared)
