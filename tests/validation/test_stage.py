@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -655,6 +656,16 @@ class TestDrift:
         by_hand = (1 - 1e-4) * math.log(1 / 1e-4) + (1e-4 - 1) * math.log(1e-4 / 1)
         assert all(check["observed"] == pytest.approx(by_hand if far[name] else 0) for name, check in checks.items())
         assert {check["success"] for name, check in checks.items() if far[name]} == {False}
+
+    def test_integers_of_any_size_have_a_bin(self, world: Any, validate: Callable) -> None:
+        """Oracle: Python's logarithm. The smallest integer has no absolute value, and stands for no time in NumPy."""
+        numbers = [-(2**63), 2**63 - 1, -1, 1, 0, 7, -7, 2**53 + 1, 10**9, 3]
+        world.items["opened"] = numbers
+        outcome = validate(world.write())
+        bins = ["zero" if n == 0 else "+-"[n < 0] + str(min(160, math.floor(4 * math.log2(abs(n))))) for n in numbers]
+        assert outcome.verdict == "valid"
+        profile = json.loads((outcome.report_dir / "profile.json").read_text())
+        assert profile["items.opened"]["counts"] == dict(Counter(bins))
 
     def test_booleans_drift_by_value(self, world: Any, validate: Callable, tmp_path: Path) -> None:
         world.items["on_sale"] = [True, False] * 5

@@ -62,7 +62,7 @@ def _kind(column: pa.DataType) -> str:
 def _histogram(cleaned: Cleaned, table: str, kind: str, value: str) -> dict[str, Any]:
     """Counts by bin; empty for text with more than ``MAX_VALUES`` values, which names things rather than kinds."""
     if kind == "number":
-        size = f"greatest(-80, least(160, floor(4 * log2(abs({value})))))::INT"
+        size = f"greatest(-80, least(160, floor(4 * log2(abs({value}::DOUBLE)))))::INT"
         value = (
             f"CASE WHEN {value} IS NULL OR isnan({value}) THEN 'null' WHEN {value} = 0 THEN 'zero' "
             f"WHEN {value} > 0 THEN '+' || {size} ELSE '-' || {size} END"
