@@ -198,6 +198,18 @@ def test_context_vectors_of_two_lengths_are_refused(tmp_path):
         build_world(tmp_path, [*rows, event("u0", "i0", "click", 25)])
 
 
+def test_more_surfaces_than_16_bits_can_number_are_refused(tmp_path):
+    """Oracle: the names that codes stand for, up to the last that there is a code for."""
+    names = [f"s{number:05d}" for number in range(32_768)]
+    rows = [event("u0", "i0", "click", 1 + number % 26, surface=name) for number, name in enumerate(names)]
+    world = build_world(tmp_path / "most", rows[:-1])
+    codes = np.load(world.features_dir / "events" / "surface.npy")
+    found = sorted(world.dataset.metadata["surfaces"][code - 1] for code in codes.tolist())
+    assert found == names[:-1]
+    with pytest.raises(UserError, match=r"expected at most 32767 surfaces in column surface of the events, found more"):
+        build_world(tmp_path / "more", rows)
+
+
 def test_what_is_added_to_the_items_is_what_no_column_of_theirs_may_be_called(tmp_path, rows):
     world = build_world(tmp_path, rows, items=items_table(6))
     added = set(pq.read_schema(world.features_dir / "items.parquet").names) - set(items_table(6).column_names)

@@ -34,6 +34,7 @@ COLUMNS: Final = (
     "reported_time",
     "value",
 )
+MAX_SURFACES: Final = int(np.iinfo(np.int16).max)
 SCANNED: Final = ("user_id", "event_type", "event_time", "reported_time", "surface", "click_duration_seconds")
 
 
@@ -123,7 +124,7 @@ def event_files(snapshot_dir: Path) -> list[Path]:
 
 
 def scan_events(files: Sequence[Path]) -> EventScan:
-    """Read the few columns that global facts need, row group by row group."""
+    """Read the few columns that global facts need, row group by row group; ``UserError`` for too many surfaces."""
     users = _UserRuns()
     surfaces: set[str] = set()
     first, last, available = [], [], []
@@ -132,6 +133,11 @@ def scan_events(files: Sequence[Path]) -> EventScan:
     for table in _row_groups(files, SCANNED):
         users.add(table["user_id"])
         surfaces.update(pc.unique(table["surface"]).drop_null().to_pylist())
+        if len(surfaces) > MAX_SURFACES:
+            raise UserError(
+                f"expected at most {MAX_SURFACES} surfaces in column surface of the events, found more: "
+                "write the kind of place there, such as search, rather than each place"
+            )
         time = microseconds(table["event_time"])
         first.append(int(time.min()))
         days, counts = np.unique(time // DAY, return_counts=True)
