@@ -180,6 +180,27 @@ def test_months_of_a_directory_are_read_in_order_compressed_or_not(tmp_path: Pat
     assert sorted(events["event_id"]) == ["0-2", "1-2"]
 
 
+def test_what_is_first_known_of_a_product_is_by_time_and_not_by_the_names_of_months(tmp_path: Path) -> None:
+    """Oracle: the same lines in one file, in the order of time. By name, 2019-Nov comes before 2019-Oct."""
+    lines = [
+        f"{day} 00:00:00 UTC,view,{product},{category},{code},{brand},{price},1,{S1}"
+        for day, product, category, code, brand, price in (
+            ("2019-10-05", 1, 70, "", "", "1.00"),
+            ("2019-11-03", 1, 71, "toys.cars", "acme", "2.00"),
+            ("2020-01-02", 1, 72, "toys.trains", "sony", "3.00"),
+            ("2020-01-02", 2, 72, "", "sony", "4.00"),
+        )
+    ]
+    _, _, whole = imported(write_csv(tmp_path / "whole.csv", lines), tmp_path / "from_one")
+    source = tmp_path / "months"
+    source.mkdir()
+    for name, month in (("2019-Oct", lines[:1]), ("2019-Nov", lines[1:2]), ("2020-Jan", lines[2:]), ("2020-Feb", [])):
+        write_csv(source / f"{name}.csv", month)
+    _, _, items = imported(source, tmp_path / "from_months")
+    pd.testing.assert_frame_equal(items, whole)
+    assert items["price"].tolist() == [1.0, 4.0]
+
+
 def test_the_source_is_never_replaced_by_the_output(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", LINES)
     with pytest.raises(UserError, match=r"found a\.csv: choose another output"):

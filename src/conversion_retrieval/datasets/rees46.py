@@ -53,7 +53,7 @@ _HINT: Final = (
 
 def import_rees46(source: Path | None, output_dir: Path, *, seed: int = 0) -> ImportReport:  # noqa: ARG001 - no sampling
     """Convert one month's CSV, or a directory of them, streaming; see ``importers.import_dataset``."""
-    files = find_csv_files(source, "*.csv*", dataset="rees46", hint=_HINT)
+    files = sorted(find_csv_files(source, "*.csv*", dataset="rees46", hint=_HINT), key=_first_time)
     report = ImportReport(dataset="rees46", source=str(source))
     with new_directory(output_dir) as directory:
         with UserPartitions(directory / "partitions", num_partitions(files), "user_id") as partitions:
@@ -69,6 +69,12 @@ def import_rees46(source: Path | None, output_dir: Path, *, seed: int = 0) -> Im
         report.note("rows that repeat an earlier one in every column are dropped: the log's clock ticks in seconds")
         report.save(directory)
     return report
+
+
+def _first_time(path: Path) -> str:
+    """When a log sorted by time begins: the names of months are in another order, 2019-Nov before 2019-Oct."""
+    first = next(read_csv(path, ("event_time",), ImportReport(dataset="rees46", source=str(path))), None)
+    return "" if first is None else pc.min(first["event_time"]).as_py() or ""
 
 
 def _read(files: list[Path], partitions: UserPartitions, report: ImportReport) -> pd.DataFrame | None:
