@@ -102,6 +102,12 @@ def test_without_a_tree_the_category_is_the_advertiser(source: Path, tmp_path: P
     assert "no category_tree.csv: an item's advertiser is its category" in report.notes
 
 
+def test_a_tree_without_categories_is_none(source: Path, tmp_path: Path) -> None:
+    (source / "category_tree.csv").write_text(f"{TREE[0]}\n")
+    import_dataset("retailrocket", source, tmp_path / "out")
+    assert pd.read_parquet(tmp_path / "out" / "items.parquet")["advertiser_id"][0] == "category:30"
+
+
 def test_categories_in_a_circle_are_their_own_roots() -> None:
     assert root_of("1", {"1": "2", "2": "3", "3": "1"}) == "1"
 

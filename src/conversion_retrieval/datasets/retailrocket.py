@@ -128,11 +128,12 @@ def _read_tree(source: Path, report: ImportReport) -> dict[str, str]:
         report.note("no category_tree.csv: an item's advertiser is its category")
         return {}
     report.note("an item's advertiser is the root of its category")
-    blocks = [
-        keep_digits(b, ("categoryid",), file=path.name, report=report) for b in read_csv(path, TREE_COLUMNS, report)
-    ]
-    tree = pa.concat_tables(blocks).to_pandas().dropna(subset=["parentid"])
-    return dict(zip(tree["categoryid"], tree["parentid"], strict=True))
+    parents: dict[str, str] = {}
+    for block in read_csv(path, TREE_COLUMNS, report):
+        rows = keep_digits(block, ("categoryid",), file=path.name, report=report)
+        rows = rows.filter(pc.is_valid(rows["parentid"]))
+        parents |= zip(rows["categoryid"].to_pylist(), rows["parentid"].to_pylist(), strict=True)
+    return parents
 
 
 def root_of(category: str, parents: dict[str, str]) -> str:
