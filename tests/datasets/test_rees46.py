@@ -1,6 +1,8 @@
 """A hand-made log against the tables written out by hand."""
 
 import gzip
+import random
+import uuid
 from pathlib import Path
 
 import pandas as pd
@@ -178,6 +180,25 @@ def test_months_of_a_directory_are_read_in_order_compressed_or_not(tmp_path: Pat
         file.write("\n".join([HEADER, LINES[1]]) + "\n")
     _, events, _ = imported(source, tmp_path / "out")
     assert sorted(events["event_id"]) == ["0-2", "1-2"]
+
+
+def test_a_compressed_log_is_cut_into_partitions_no_larger_than_those_of_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same log as text, with ids and times as random as those of a shop."""
+    monkeypatch.setattr(partitions, "PARTITION_BYTES", 100_000)
+    rng = random.Random(0)
+    lines = [
+        f"2019-10-{1 + n // 700:02d} 00:{n // 60 % 60:02d}:{n % 60:02d} UTC,view,{rng.randrange(10**6, 10**8)},"
+        f"20530135{rng.randrange(10**10):011d},electronics.smartphone,samsung,{rng.randrange(10**5) / 100},"
+        f"{rng.randrange(10**9)},{uuid.UUID(int=rng.getrandbits(128))}"
+        for n in range(20_000)
+    ]
+    path = write_csv(tmp_path / "a.csv", lines)
+    with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
+        file.write(path.read_bytes())
+    assert partitions.num_partitions([path]) == -(-path.stat().st_size // 100_000)
+    assert partitions.num_partitions([tmp_path / "a.csv.gz"]) >= partitions.num_partitions([path])
 
 
 def test_what_is_first_known_of_a_product_is_by_time_and_not_by_the_names_of_months(tmp_path: Path) -> None:

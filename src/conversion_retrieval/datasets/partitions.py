@@ -14,11 +14,13 @@ from conversion_retrieval.datasets.tables import EVENTS_SCHEMA, write_table
 
 PARTITION_BYTES = 128 << 20
 _MAX_PARTITIONS = 256
+_TEXT_PER_COMPRESSED_BYTE = 8  # a log's ids and times shrink to between a seventh and a third
 
 
 def num_partitions(files: list[Path]) -> int:
     """So many that a partition's share of the source text is at most ``PARTITION_BYTES``."""
-    return min(max(1, -(-sum(path.stat().st_size for path in files) // PARTITION_BYTES)), _MAX_PARTITIONS)
+    text = sum(path.stat().st_size * (1 if path.suffix == ".csv" else _TEXT_PER_COMPRESSED_BYTE) for path in files)
+    return min(max(1, -(-text // PARTITION_BYTES)), _MAX_PARTITIONS)
 
 
 class UserPartitions:
