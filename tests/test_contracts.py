@@ -44,6 +44,21 @@ def _fail_while_writing(path):
         raise RuntimeError
 
 
+def test_all_files_and_names_are_on_the_disk_before_the_manifest_is_and_that_before_the_artifact(tmp_path, monkeypatch):
+    """Oracle: what fsync(2) asks for, the directory of a new file's name beside the file."""
+    synced, genuine = [], contracts.sync
+    monkeypatch.setattr(contracts, "sync", lambda path: (synced.append(path), genuine(path)))
+    with contracts.new_artifact(tmp_path / "a", kind="features") as directory:
+        (directory / "events" / "deep").mkdir(parents=True)
+        (directory / "events" / "deep" / "x.npy").write_bytes(b"x")
+        (directory / "top.json").write_bytes(b"{}")
+    names = [str(path.relative_to(directory)) if path.is_relative_to(directory) else path.name for path in synced]
+    assert set(names[:4]) == {"events", "events/deep", "events/deep/x.npy", "top.json"}
+    manifest, *last = names[4:]
+    assert manifest.startswith(".manifest.json.")
+    assert last == [".", tmp_path.name]
+
+
 def test_nothing_appears_when_writing_fails(tmp_path):
     with pytest.raises(RuntimeError):
         _fail_while_writing(tmp_path / "model")

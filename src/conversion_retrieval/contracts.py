@@ -132,9 +132,10 @@ def write_manifest(
 ) -> Manifest:
     """Digest and sync every file of ``directory``, then write its manifest as the last one."""
     files = {}
-    for file_path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
-        sync(file_path)
-        files[file_path.relative_to(directory).as_posix()] = file_digest(file_path)
+    for path in sorted(p for p in directory.rglob("*") if p != directory / MANIFEST):
+        sync(path)  # of a directory the names in it, which do not come to the disk with the files
+        if path.is_file():
+            files[path.relative_to(directory).as_posix()] = file_digest(path)
     manifest = Manifest(
         kind=kind,
         schema_version=SCHEMA_VERSIONS[kind],
