@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.features import merge
 from conversion_retrieval.features.grouped import count_before, mixed_hash
 from conversion_retrieval.features.label_statistics import delay_curve, label_variance, weight_statistics
 from conversion_retrieval.features.windows import DAY, SplitWindows, Window
@@ -50,6 +52,37 @@ def test_group_borders_of_the_output_change_no_content(rows, tmp_path, monkeypat
     for name in ("train", "validation", "test", "recent"):
         assert pieces.queries(name) == whole.queries(name)
         assert pieces.positives(name) == whole.positives(name)
+
+
+def test_context_vectors_are_written_a_group_at_a_time(tmp_path, monkeypatch):
+    """Oracle: the vectors' own size, of which no more than some groups may be held, and NumPy's file of them."""
+    queries, dim = 40_000, 256
+    vectors = np.random.default_rng(0).random((queries, dim), np.float32)
+    number = np.arange(queries)
+    columns = {"user": number.astype(np.int32), "time": number, "history_end": number, "context_rows": number}
+    columns |= dict.fromkeys(("surface", "context_item"), np.zeros(queries, np.int32))
+    columns |= {"user_aggregates": np.zeros((queries, 1), np.float32), "score": number.astype(np.uint64)}
+    labels = {name: np.zeros(0, kind.to_pandas_dtype()) for name, kind in merge.POSITIVE_COLUMNS.items()}
+    for kind, arrays in {
+        "queries": columns | {"context_embeddings": vectors},
+        "positives": labels | {"query": number[:0]},
+        "hard_negatives": {"query": number[:0], "item": np.zeros(0, np.int32)},
+    }.items():
+        (tmp_path / "part" / "train" / kind).mkdir(parents=True)
+        for name, values in arrays.items():
+            np.save(tmp_path / "part" / "train" / kind / f"{name}.npy", values)
+    (tmp_path / "part" / "history").mkdir()
+    np.save(tmp_path / "part" / "history" / "lengths.npy", np.ones(queries, np.int64))
+    np.save(tmp_path / "whole.npy", vectors)
+    monkeypatch.setattr(merge, "QUERIES_PER_GROUP", 2_000)
+    files = merge.SplitFiles(directory=tmp_path / "train", snapshot_times=number[:1], num_aggregates=1)
+    order = merge.order_queries([tmp_path / "part"], "train")
+    tracemalloc.start()
+    files.write(order)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < vectors.nbytes / 2
+    assert (tmp_path / "train" / "context_embeddings.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 WINDOWS = {"aggregate_windows_days": [1, 5]}

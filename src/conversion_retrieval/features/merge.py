@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.errors import UserError
-from conversion_retrieval.features.array_files import concatenate_arrays
+from conversion_retrieval.features.array_files import GrowingArray, concatenate_arrays
 from conversion_retrieval.features.grouped import expand
 
 QUERIES_PER_GROUP: Final = 262_144
@@ -103,9 +103,9 @@ class SplitFiles:
         """Write queries, positives, hard negatives and context embeddings."""
         self.directory.mkdir()
         dim = _context_dim(order.sources)
-        embeddings: list[NDArray[np.float32]] = []
         written = 0
         with (
+            GrowingArray(self.directory / "context_embeddings.npy", np.float32, (dim,)) as embeddings,
             _writer(self.directory / "queries.parquet", self._query_schema()) as queries,
             _writer(self.directory / "positives.parquet", POSITIVES_SCHEMA) as positives,
             _writer(self.directory / "hard_negatives.parquet", HARD_NEGATIVES_SCHEMA) as negatives,
@@ -118,8 +118,6 @@ class SplitFiles:
                 written += len(vectors)
                 positives.write_table(group.labels("positives", POSITIVES_SCHEMA))
                 negatives.write_table(group.labels("hard_negatives", HARD_NEGATIVES_SCHEMA))
-        vectors = np.concatenate([np.zeros((0, dim), np.float32), *embeddings])
-        np.save(self.directory / "context_embeddings.npy", vectors, allow_pickle=False)
 
     def _query_schema(self) -> pa.Schema:
         aggregates = pa.list_(pa.float32(), self.num_aggregates)
