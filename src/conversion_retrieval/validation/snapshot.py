@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from conversion_retrieval.schema import EVENTS
@@ -58,8 +58,9 @@ def _user_end(rows: pa.Table, at_least: int) -> int | None:
     if rows.num_rows <= at_least:
         return None
     user = rows["user_id"][at_least - 1]
-    later = rows["user_id"].slice(at_least).to_numpy(zero_copy_only=False) != user.as_py()
-    return at_least + int(np.argmax(later)) if later.any() else None
+    if rows["user_id"][-1] == user:  # sorted: nobody else's row is in between, however many there are
+        return None
+    return at_least + int(pc.index(pc.not_equal(rows["user_id"].slice(at_least), user), True).as_py())
 
 
 def _write(table: pa.Table, path: Path) -> None:
