@@ -1,7 +1,6 @@
 """Running partitions: on threads, on a Dask cluster inside this process, or on one elsewhere."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from conversion_retrieval import __version__
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.partitions import Partition, Plan, build_partition
+from conversion_retrieval.processors import usable_processors
 from conversion_retrieval.progress import meter
 
 CONNECT_SECONDS: Final = 30.0
@@ -45,7 +45,7 @@ def run_partitions(plan: Plan, partitions: Sequence[Partition], config: FeatureC
 
 
 def _on_threads(plan: Plan, partitions: Sequence[Partition], _: str) -> Results:
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_processors()) as pool:
         futures: dict[Future[Path], int] = {pool.submit(build_partition, plan, p): p.index for p in partitions}
         try:
             for future in as_completed(futures):
@@ -94,7 +94,7 @@ def _client(address: str) -> Iterator[Any]:
             yield client
         return
     with (
-        LocalCluster(threads_per_worker=os.cpu_count(), **IN_PROCESS) as cluster,  # type: ignore[no-untyped-call]
+        LocalCluster(threads_per_worker=usable_processors(), **IN_PROCESS) as cluster,  # type: ignore[no-untyped-call]
         Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
     ):
         yield client

@@ -4,7 +4,6 @@ DuckDB joins, sorts and groups more rows than fit in memory. Every rule depends 
 where one of several rows is kept, it is the first of them sorted by all columns.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.processors import usable_processors
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
 from conversion_retrieval.tables import LocatedBatch, TableReader, Tables
@@ -91,7 +91,7 @@ def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckD
         "memory_limit": f"{memory_mb}MB",
         "temp_directory": str(working_dir / "spill"),
         "preserve_insertion_order": "false",
-        "threads": str(os.cpu_count() or 1),
+        "threads": str(usable_processors()),
         "autoinstall_known_extensions": "false",
     }
     connection = duckdb.connect(str(working_dir / "validation.duckdb"), config=config)
