@@ -293,11 +293,14 @@ def test_a_type_that_is_no_feature_is_refused_with_those_that_are(tmp_path: Path
         read_tables(write(tmp_path / "b", items=ITEMS.set_column(0, "item_id", pa.array([1.0]))))
 
 
-def test_a_column_that_one_part_has_no_values_of_is_read_as_the_other_parts_have_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "arrow"), [(object, pa.null()), (float, pa.float64())])
+def test_a_column_that_one_part_has_no_values_of_is_read_as_the_other_parts_have_it(
+    tmp_path: Path, kind: type, arrow: pa.DataType
+) -> None:
     """Oracle: pandas' own concatenation of the parts, whichever of them has no rows or no values of a column."""
     good = events(2, surface=["search", None], value=[1.0, 2.0])
-    empty = pa.Table.from_pandas(pd.DataFrame({name: [] for name in good.column_names}, dtype=object))
-    assert set(empty.schema.types) == {pa.null()}
+    empty = pa.Table.from_pandas(pd.DataFrame({name: [] for name in good.column_names}, dtype=kind))
+    assert set(empty.schema.types) == {arrow}
     typed = ITEMS.append_column("price", pa.array([1.5])).append_column("vector", pa.array([[1.0, 2.0]]))
     untyped = pa.table({"item_id": ["j"], "advertiser_id": pa.nulls(1), "price": pa.nulls(1), "vector": pa.nulls(1)})
     for number, order in enumerate((1, -1)):
@@ -310,6 +313,16 @@ def test_a_column_that_one_part_has_no_values_of_is_read_as_the_other_parts_have
         assert tables.events.read(good.column_names).to_pylist() == good.to_pylist()
         assert tables.items.schema.types == [pa.string(), pa.string(), pa.float64(), pa.list_(pa.float32())]
         assert tables.items.read().to_pylist() == [*typed.to_pylist(), *untyped.to_pylist()][::order]
+
+
+def test_the_index_of_a_frame_is_no_column(tmp_path: Path) -> None:
+    """pandas writes the numbers of rows where some are left out; as a column of items they would be a feature."""
+    items = pd.DataFrame({"item_id": ["h", "i"], "advertiser_id": "a"})
+    with pytest.raises(TableError, match=r"items.parquet, found __index_level_0__, as pandas calls .* index=False"):
+        read_tables(write(tmp_path / "a", items=pa.Table.from_pandas(items[items.item_id == "i"])))
+    assert (
+        read_tables(write(tmp_path / "b", items=pa.Table.from_pandas(items))).items.schema.names == ITEMS.schema.names
+    )
 
 
 def test_a_column_that_no_part_has_values_of_is_one_line(tmp_path: Path) -> None:

@@ -85,10 +85,12 @@ def _copied_csv(
 
 
 def file_schema(file: TableFile, table: Table) -> pa.Schema:
-    """Names and types of a file's columns; ``TableError`` for one that cannot be read."""
+    """Names and types of a file's columns, null where it has no rows; ``TableError`` for one that cannot be read."""
     if isinstance(file, Path) and file.suffix == ".csv":
         return csv_schema(file, table)
-    return open_parquet(file).schema_arrow
+    parquet = open_parquet(file)
+    schema = parquet.schema_arrow
+    return schema if parquet.metadata.num_rows else pa.schema([f.with_type(pa.null()) for f in schema])
 
 
 def num_rows(files: Sequence[TableFile]) -> int | None:

@@ -5,12 +5,13 @@ nothing here holds a whole table.
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,8 @@ from conversion_retrieval.schema import (
     is_text,
 )
 from conversion_retrieval.table_files import TableFile, file_schema, local_files, num_rows, read_files, remote_files
+
+PANDAS_INDEX: Final = re.compile(r"__index_level_\d+__")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,9 @@ def _check_files(reader: TableReader) -> None:
             schemas[file] = file_schema(file, reader.table)
         except TableError as error:
             faults.append(error)
-    for file, schema in schemas.items() if len(schemas) == len(reader.files) else ():
+    if not faults and reader.num_rows == 0:
+        faults.append(_no_rows(reader))
+    for file, schema in () if faults else schemas.items():
         try:
             _check_columns(schema, reader, file)
         except TableError as error:
@@ -162,8 +167,12 @@ def _check_files(reader: TableReader) -> None:
     if faults:
         more = f" ({len(faults) - 1} more files with a fault)" if len(faults) > 1 else ""
         raise TableError(f"{faults[0]}{more}", files=len(faults))
-    if reader.num_rows == 0 or (reader.num_rows is None and not any(b.batch.num_rows for b in reader.batches())):
-        raise TableError(f"expected rows in the {reader.table.name} table, found none in {reader.files[0]}")
+    if reader.num_rows is None and not any(located.batch.num_rows for located in reader.batches()):
+        raise _no_rows(reader)
+
+
+def _no_rows(reader: TableReader) -> TableError:
+    return TableError(f"expected rows in the {reader.table.name} table, found none in {reader.files[0]}")
 
 
 def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> None:
@@ -191,11 +200,16 @@ def _check_columns(found: pa.Schema, reader: TableReader, file: TableFile) -> No
 
 
 def _check_names(names: list[str], file: TableFile) -> None:
-    """Names that are there and that the database of the checks, which tells no case, can tell apart."""
+    """Names that somebody gave and that the database of the checks, which tells no case, can tell apart."""
     if "" in names:
         raise TableError(
             f"expected a name for every column of {file}, found none for column {names.index('') + 1}: "
             "name or remove it"
+        )
+    if index := [name for name in names if PANDAS_INDEX.fullmatch(name)]:
+        raise TableError(
+            f"expected a name for every column of {file}, found {index[0]}, as pandas calls an index without a name: "
+            "write it with index=False"
         )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise TableError(f"expected every column of {file} once, found {repeated[0]} more often: rename or remove it")
