@@ -199,6 +199,56 @@ def test_bad_csv_line_is_named(tmp_path: Path, lines: str, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"\xef\xbb\xbfitem_id,advertiser_id,p\n%bz,a,1.5\n",
+            "column p, row 200002: .*: put such a row first",
+        ),
+        (
+            b"p,item_id,advertiser_id\n%bz,a,b\n",
+            "column p, row 200002: .*'z': put such a row first",
+        ),
+        (b"item_id,advertiser_id,p\n%bz,a,NULL\n", "column p, row 200002: .*: leave the field empty for null$"),
+        (b"item_id,advertiser_id,p\n%bz,\xe9,1\n", "expected UTF-8 in .*column advertiser_id, row 200002: convert the"),
+        (
+            b"\xef\xbb\xbfitem_id,advertiser_id,p,t\na,b,,\xe9" + b"x" * 200_000 + b"\nz,\xe9,1,\n",
+            "expected UTF-8 in .*",
+        ),
+    ],
+)
+def test_a_value_that_the_first_rows_do_not_prepare_for_is_named_with_what_to_do(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    directory = write(tmp_path)
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_bytes(content.replace(b"%b", b"1,2,3\n" * 200_000))
+    with pytest.raises(TableError, match=message) as caught:
+        read_tables(directory).items.read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [b"\xe9", b"x" * 200_000])
+def test_a_bad_value_is_named_whatever_else_is_in_the_file(tmp_path: Path, before: bytes) -> None:
+    header = b"\xef\xbb\xbfevent_time,event_id,user_id,item_id,event_type,surface\n"
+    rows = b"2026-01-05T12:00:00Z,e,u,i,click," + before + b"\nyesterday,f,u,i,click,\n"
+    directory = write_csv(tmp_path, "")
+    (directory / "events.csv").write_bytes(header + rows)
+    with pytest.raises(
+        TableError, match=r"events.csv, found in column event_time, row 3: .* invalid value 'yesterday'$"
+    ):
+        read_tables(directory)
+
+
+def test_a_csv_column_without_a_value_among_its_first_rows_is_said_so(tmp_path: Path) -> None:
+    directory = write(tmp_path)
+    (directory / "items.parquet").unlink()
+    (directory / "items.csv").write_text("item_id,advertiser_id,p\n" + "i,a,\n" * 300_000 + "z,a,1.5\n")
+    with pytest.raises(TableError, match=r"column p of .*items.csv, found none in its first megabyte: put a row"):
+        read_tables(directory)
+
+
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     path = write(tmp_path) / "events" / "part-0.parquet"
     for content in (b"", b"no parquet at all", path.read_bytes()[:-20]):
@@ -326,7 +376,7 @@ def test_the_index_of_a_frame_is_no_column(tmp_path: Path) -> None:
 
 
 def test_a_column_that_no_part_has_values_of_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"column price of .*, found null: convert it or leave it out"):
+    with pytest.raises(TableError, match=r"expected values in column price of .*items.parquet, found none: leave"):
         read_tables(write(tmp_path / "a", items=ITEMS.append_column("price", pa.nulls(1))))
     with pytest.raises(TableError, match=r"expected string or integer in column user_id of .*, found null"):
         read_tables(write(tmp_path / "b", *[events(user_id=pa.nulls(3))] * 2))

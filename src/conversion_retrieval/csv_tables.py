@@ -20,7 +20,7 @@ def csv_schema(file: Path, table: Table) -> pa.Schema:
     try:
         return _open_csv(file, table).schema
     except pa.ArrowException as error:
-        raise _csv_error(error, file) from None
+        raise _csv_error(error, file, table) from None
 
 
 def _open_csv(file: Path, table: Table) -> pa_csv.CSVStreamingReader:
@@ -39,15 +39,17 @@ def csv_batches(file: Path, table: Table) -> Iterator[pa.RecordBatch]:
     try:
         yield from _open_csv(file, table)
     except pa.ArrowException as error:
-        raise _csv_error(error, file) from None
+        raise _csv_error(error, file, table) from None
 
 
-def _csv_error(error: Exception, file: Path) -> TableError:
+def _csv_error(error: Exception, file: Path, table: Table) -> TableError:
     message = one_line(error)
-    if match := re.search(r"In CSV column #(\d+): .*invalid value '(.*)'|In CSV column #(\d+): .*in '(.*)'", message):
-        number, value = int(match[1] or match[3]), match[2] or match[4]
-        place = _csv_place(file, number, value)
-        hint = ": leave the field empty for null" if value.lower() in NULL_WORDS else ""
+    if match := re.search(r"In CSV column #(\d+): (?:Row #(\d+): )?(.*)", message):
+        name, fault = _header(file)[int(match[1])], match[3]
+        place = f"column {name}, row {match[2]}" if match[2] else f"column {name}"
+        if "invalid UTF8" in fault:
+            return TableError(f"expected UTF-8 in {file}, found other bytes in {place}: convert the file")
+        hint = _hint(fault, own=name not in {column.name for column in table.columns})
         return TableError(f"expected readable values in {file}, found in {place}: {message}{hint}")
     if "straddl" in message:
         return TableError(
@@ -57,12 +59,14 @@ def _csv_error(error: Exception, file: Path) -> TableError:
     return TableError(f"expected complete CSV lines in {file}, found: {message}")
 
 
-def _csv_place(file: Path, column: int, value: str) -> str:
-    """Name and row of the first such value: Arrow's conversion errors carry no row."""
-    with file.open(newline="") as lines:
-        rows = csv.reader(lines)
-        name = next(rows)[column]
-        row = next(
-            (number for number, row in enumerate(rows, start=2) if len(row) > column and row[column] == value), 0
-        )
-    return f"column {name}, row {row}"
+def _hint(fault: str, *, own: bool) -> str:
+    """What to do about a value that cannot be read; ``own`` columns are those whose type nobody gave."""
+    value = re.search(r"invalid value '(.*)'", fault)
+    if value and value[1].lower() in NULL_WORDS:
+        return ": leave the field empty for null"
+    return ": put such a row first, for a column has the type of its first megabyte" if own else ""
+
+
+def _header(file: Path) -> list[str]:
+    with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        return next(csv.reader(lines))

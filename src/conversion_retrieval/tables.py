@@ -238,6 +238,9 @@ def _check_extra(extra: pa.Field, schema: pa.Schema, file: TableFile) -> None:
     kind = _plain(extra.type)
     if pa.types.is_null(kind) and extra.name in schema.names and not pa.types.is_null(schema.field(extra.name).type):
         return
+    if pa.types.is_null(kind):
+        first_rows = " in its first megabyte: put a row that has one first, or" if file.suffix == ".csv" else ":"
+        raise TableError(f"expected values in column {extra.name} of {file}, found none{first_rows} leave it out")
     if not (is_number(kind) or is_text(kind) or is_embedding(kind) or pa.types.is_boolean(kind)):
         raise TableError(
             f"expected text, integers, floats, booleans or lists of floats in column {extra.name} of {file}, "
