@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import psutil
 import pytest
@@ -91,6 +92,16 @@ def test_shared_directory_is_all_that_workers_need_and_is_left_empty(rows, diges
     (plan,) = plans
     assert all(path.is_relative_to(shared) for path in (*plan.files, plan.scratch_dir))
     assert list(shared.iterdir()) == []
+
+
+def test_what_killed_runs_left_in_the_shared_directory_goes_after_a_day(rows, digests, tmp_path):
+    """A pod that is out of memory clears nothing away, and the volume outlives it; another run's is not touched."""
+    names = {".build_features.old": 90_000, ".build_features.new": 80_000, "somebody's": 90_000}
+    for name, age in names.items():
+        (tmp_path / "volume" / name / "000000").mkdir(parents=True)
+        os.utime(tmp_path / "volume" / name, (time.time() - age,) * 2)
+    assert build_world(tmp_path, rows, config=on(shared_dir=str(tmp_path / "volume"))).digests == digests
+    assert sorted(path.name for path in (tmp_path / "volume").iterdir()) == [".build_features.new", "somebody's"]
 
 
 def test_shared_directory_that_is_not_there_is_one_line(rows, tmp_path):

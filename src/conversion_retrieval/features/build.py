@@ -2,8 +2,9 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from conversion_retrieval.config import PipelineConfig
 
 PROFILE = "profile.json"
+SCRATCH = ".build_features."
+ABANDONED_SECONDS = 86_400.0
 
 
 def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, config: "PipelineConfig") -> None:
@@ -73,10 +76,14 @@ def build_features(*, snapshot_dir: Path, features_dir: Path, spec_dir: Path, co
 
 @contextmanager
 def _scratch_directory(parent: Path) -> Iterator[Path]:
-    """A directory for the partitions' arrays, gone afterwards."""
+    """A directory for the partitions' arrays, gone afterwards; what killed runs left at ``parent`` goes after a day."""
+    for path in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # another run was faster
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(path)
     try:
         # A worker of a cluster may still be writing when another one's partition has failed.
-        scratch = tempfile.TemporaryDirectory(prefix=".build_features.", dir=parent, ignore_cleanup_errors=True)
+        scratch = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"expected a directory to write partitions to at {parent}, found: {error}") from None
     with scratch as directory:
