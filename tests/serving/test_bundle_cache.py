@@ -1,6 +1,7 @@
 """Copies of bundles on this machine. Oracle: the bytes of the promoted bundle; which directories there are."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,6 +98,27 @@ def test_what_a_killed_download_left_is_cleared_by_the_next(
     version = promoted("a")
     BundleCache(tmp_path / "cache").fetch(registry, version)
     assert copies(tmp_path / "cache") == [version]
+
+
+def test_what_a_killed_deletion_left_is_cleared_by_the_next_download(
+    registry: Registry, promoted: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [promoted(name) for name in "abcd"]
+    for version in versions[:3]:
+        BundleCache(tmp_path / "cache").fetch(registry, version)
+
+    def killed(path: Path, **_: object) -> None:
+        (path / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    cache = BundleCache(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(bundle_cache, "KEPT_UNUSED", 1)
+        with pytest.raises(KeyboardInterrupt):
+            cache.release_all_but("")
+    BundleCache(tmp_path / "cache").fetch(registry, versions[3])
+    assert copies(tmp_path / "cache") == sorted([versions[0], *versions[2:]])  # the second was being deleted
 
 
 def test_of_unused_copies_the_newest_two_stay(

@@ -2,7 +2,7 @@
 
 ```
 CACHE/<version>/          a copy, complete: it is renamed into place. Who uses it holds a shared lock on its manifest
-CACHE/<version>.partial/  a download under way, or one whose process died
+CACHE/*.partial/          a download or deletion under way, or one whose process died
 CACHE/.lock               held while copies are made, opened and deleted
 ```
 The kernel releases all locks of a process that ends, however it ends: nothing is left behind that nobody clears away.
@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,7 +92,12 @@ class BundleCache:
         unused = [path for path in self.root.glob(f"*/{MANIFEST}") if _is_unlocked(path)]
         newest_first = sorted(unused, key=lambda path: path.parent.stat().st_mtime, reverse=True)
         for path in newest_first[KEPT_UNUSED:]:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            self._delete(path.parent)
+
+    def _delete(self, path: Path) -> None:
+        """Under a download's name: what is left of it where the process dies on the way is cleared like one."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path.rename(self.root / f"{path.name}.{uuid.uuid4().hex}{PARTIAL}"), ignore_errors=True)
 
     def _kept(self, version: str, digest: str) -> Bundle | None:
         path = self.root / version
@@ -100,7 +106,7 @@ class BundleCache:
         except CorruptArtifactError:
             bundle = None
         if bundle is None or bundle.manifest.digest != digest:
-            shutil.rmtree(path, ignore_errors=True)
+            self._delete(path)
             return None
         os.utime(path)
         return bundle
