@@ -32,7 +32,7 @@ def encode(model: TwoTower, inputs: QueryInputs | None = None, **options: str) -
     model.eval()
     items = catalogue()
     embedded = model.embed_history_items(items)
-    query_vectors = model.encode_queries(inputs or queries(), embedded, items.id_code, **options)
+    query_vectors = model.encode_queries(queries() if inputs is None else inputs, embedded, items.id_code, **options)
     item_vectors = model.encode_items(items.rows(slice(NUM_ITEMS)), performance(), **options)
     return query_vectors, item_vectors
 
@@ -64,6 +64,21 @@ def test_permuting_a_batch_permutes_its_vectors(config):
     }
     expected = encode(model)[0][order]
     torch.testing.assert_close(encode(model, queries(type(arrays)(**permuted)))[0], expected)
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_no_queries_have_no_vectors(config):
+    """A process of several has none where the batch of a quiet snapshot has fewer queries than there are processes."""
+    model, arrays, none = make_model(SIZES, config), query_arrays(), np.zeros(0, np.int64)
+    emptied = {
+        field.name: value[none] if isinstance(value, np.ndarray) else value.rows(none)
+        for field in dataclasses.fields(arrays)
+        if (value := getattr(arrays, field.name)) is not None
+    }
+    assert encode(model, QueryInputs.of(type(arrays)(**emptied), NUM_ITEMS, torch.device("cpu")))[0].shape == (
+        0,
+        model.output_dim,
+    )
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())

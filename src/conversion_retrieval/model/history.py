@@ -72,7 +72,7 @@ class RecencyMeans(HistoryEncoder):
         shares = decayed_shares(queries, self.log_action, self.half_life_days).transpose(1, 2)  # [B, H, L]
         items = queries.history_item.unsqueeze(1).expand(shares.shape)
         means = look_up_sums(embedded, items.flatten(0, 1), shares.flatten(0, 1))
-        return or_default(means.view(len(queries), -1), queries, self.empty)
+        return or_default(means.view(len(queries), self.output_dim), queries, self.empty)
 
 
 class HistorySummary(nn.Module):
