@@ -97,6 +97,13 @@ def test_the_resume_key_changes_with_the_data_and_the_training_but_not_with_the_
     assert key != launch.resume_key(**inputs, config=CONFIG)
 
 
+def test_the_resume_key_stays_when_checkpoints_are_to_come_more_often(inputs):
+    """Oracle: the key of before; who asks for more, having lost too much to preemptions, must not lose the rest."""
+    often = {"checkpoint_every_steps": 7, "checkpoint_every_minutes": 1.0, "keep_checkpoints": 5}
+    config = replace(CONFIG, training=replace(CONFIG.training, **often))
+    assert launch.resume_key(**inputs, config=config) == launch.resume_key(**inputs, config=CONFIG)
+
+
 def test_one_process_trains_in_place_with_checkpoints_under_the_key(inputs, tmp_path, monkeypatch):
     called: dict = {}
     monkeypatch.setattr("conversion_retrieval.training.stage.train", lambda **given: called.update(given) or 0.5)

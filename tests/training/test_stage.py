@@ -150,6 +150,19 @@ def test_features_of_another_release_are_refused_before_training(built, tmp_path
     assert "training on" not in capsys.readouterr().err
 
 
+def test_a_training_goes_on_when_checkpoints_are_to_come_more_often(trained, built, tmp_path, capsys):
+    """Oracle: the weights of the run that was never asked."""
+    often = dataclasses.replace(
+        CONFIG.training, checkpoint_every_steps=7, checkpoint_every_minutes=1, keep_checkpoints=5
+    )
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    config = dataclasses.replace(CONFIG, training=often)
+    train(**built, model_dir=tmp_path / "model", config=config, checkpoint_dir=tmp_path / "checkpoints")
+    assert "resuming from" in capsys.readouterr().err
+    weights = [d / "model" / "weights.safetensors" for d in (trained, tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_checkpoints_of_another_configuration_are_refused(trained, built, tmp_path):
     with pytest.raises(UserError, match="give another checkpoint directory"):
         train(

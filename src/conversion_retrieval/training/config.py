@@ -1,7 +1,7 @@
 """The optimisation."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from conversion_retrieval.options import require_at_least
@@ -93,3 +93,17 @@ class TrainingConfig:
                 "early_stopping_metric must be like conversion/recall@100 or conversion/new_recall@100, "
                 f"found {self.early_stopping_metric!r}"
             )
+
+    @property
+    def of_weights(self) -> "TrainingConfig":
+        """What decides the weights: when checkpoints are written, and how many are kept, as by default.
+
+        A training goes on from its checkpoints whatever these say now.
+        """
+        default = TrainingConfig()
+        return replace(
+            self,
+            checkpoint_every_steps=default.checkpoint_every_steps,
+            checkpoint_every_minutes=default.checkpoint_every_minutes,
+            keep_checkpoints=default.keep_checkpoints,
+        )

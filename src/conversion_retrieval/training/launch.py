@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,7 +168,7 @@ def _train(job: TrainingJob, num_nodes: int, gpus_per_node: int, node_selector: 
 
 def resume_key(features_dir: Path, spec_dir: Path, config: PipelineConfig) -> str:
     """A name for everything that decides the weights: two trainings with equal keys may continue each other."""
-    values = config_values(config)
+    values = config_values(replace(config, training=config.training.of_weights))
     parts = [
         read_manifest(features_dir, kind="features").digest,
         read_manifest(spec_dir, kind="spec").digest,

@@ -238,7 +238,7 @@ def _checkpoints(
 ) -> Checkpoints | None:
     if not checkpoint_dir:
         return None
-    sections = (config.model, config.losses, config.training)
+    sections = (config.model, config.losses, config.training.of_weights)
     fingerprint = "-".join([*(config_digest(section)[:16] for section in sections), *(d[:16] for d in inputs.values())])
     return Checkpoints(directory=Path(checkpoint_dir), fingerprint=fingerprint, keep=config.training.keep_checkpoints)
 
