@@ -97,10 +97,14 @@ def test_a_checkpoint_without_its_manifest_does_not_exist(tmp_path):
     assert store(tmp_path).latest() is None
 
 
-def test_another_runs_checkpoints_are_refused(tmp_path):
-    store(tmp_path).save(checkpoint(1))
-    with pytest.raises(UserError, match="expected a checkpoint of this configuration and data"):
-        store(tmp_path, fingerprint="other").latest()
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [("1-2-9-4-5", "other training at"), ("1-9-3-4-9", "other losses and spec at"), ("", "other model at")],
+)
+def test_another_runs_checkpoints_are_refused_with_what_is_other_about_them(tmp_path, other, told):
+    store(tmp_path, fingerprint=other).save(checkpoint(1))
+    with pytest.raises(UserError, match=f"expected a checkpoint of this configuration and data, .* {told} {tmp_path}"):
+        store(tmp_path, fingerprint="1-2-3-4-5").latest()
 
 
 def test_an_empty_directory_has_no_checkpoint(tmp_path):

@@ -21,6 +21,8 @@ from conversion_retrieval.progress import say
 KIND: Final = "checkpoint"
 TENSORS_FILE: Final = "tensors.safetensors"
 STATE_FILE: Final = "state.json"
+FINGERPRINT: Final = ("model", "losses", "training", "features", "spec")
+"""What a run's fingerprint holds a digest of, in this order, with dashes between them."""
 _NAME: Final = re.compile(r"step-(\d+)-[0-9a-f]+")
 
 
@@ -126,8 +128,10 @@ class Checkpoints:
 
     def _check(self, path: Path, found: str) -> None:
         if found != self.fingerprint:
+            digests = zip(FINGERPRINT, self.fingerprint.split("-"), found.split("-"), strict=False)
+            changed = [name for name, own, other in digests if own != other]
             raise UserError(
-                f"expected a checkpoint of this configuration and data ({self.fingerprint[:12]}), found {found[:12]} "
+                f"expected a checkpoint of this configuration and data, found one with other {' and '.join(changed)} "
                 f"at {path}: give another checkpoint directory or remove it"
             )
 
