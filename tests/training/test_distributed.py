@@ -1,9 +1,11 @@
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from conversion_retrieval.training.distributed import copy_from_first, gather_rows, sum_gradients
+from conversion_retrieval.training.distributed import copy_from_first, gather_rows, process_group, sum_gradients
 from conversion_retrieval.training.examples import batch_order
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.stage import make_trainer
@@ -87,3 +89,14 @@ def test_shards_cover_everything_once() -> None:
         parts = [range(count)[Shard(rank=r, world_size=3).slice(count)] for r in range(3)]
         assert [i for part in parts for i in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_processes_wait_for_the_firsts_fits_longer_than_nccl_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: NCCL's own limit of ten minutes."""
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: asked.update({backend: options}))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with process_group("cuda"):
+        pass
+    assert asked["nccl"]["timeout"] >= timedelta(hours=1)

@@ -8,13 +8,18 @@ parameter gradients equal those of one process with the whole batch.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from conversion_retrieval.training.shard import Shard
+
+# Popularity and memory are fitted by the first process, under torchrun on one thread, while the others wait for what it
+# found: with a large catalogue and a memory of hundreds of dimensions that may be longer than NCCL's ten minutes.
+TIMEOUT: Final = timedelta(hours=1)
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def process_group(device_type: str) -> Iterator[Shard]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield current_shard()
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield current_shard()
     finally:
