@@ -19,7 +19,7 @@ PIPELINE_CONFIG = PipelineConfig(gate=CONFIG)
 INDEX_FACTS = {
     "kind": "exact",
     "parameters": {"factory": "Flat", "setting": ""},
-    "num_items": 2,
+    "num_items": 1000,
     "dim": 8,
     "latency_ms": {"p50": 0.1, "p99": 0.2},
     "queries_per_second": 1000.0,

@@ -54,6 +54,7 @@ def inputs_of(quality: str, status: str, **changes: object) -> GateInputs:
     base = GateInputs(
         ranks=ranks(candidate, recalled(0.3, n) if status == "present" else None),
         index_recall=IndexRecall(value=0.99, low=0.985, high=0.995, n=1000),
+        num_items=1000,
         champion=STATES[status],
         validation="valid",
         digests=(DigestPair(name="index.model", expected="m" * 64, found="m" * 64),),

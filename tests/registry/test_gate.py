@@ -119,6 +119,19 @@ def test_a_difference_too_uncertain_for_the_margin_is_undecided_rather_than_reje
     assert decision.verdict == TOO_LITTLE
 
 
+@pytest.mark.parametrize(("num_items", "words"), [(CONFIG.k, "choose a smaller k"), (None, "does not tell")])
+def test_lists_as_long_as_the_catalogue_tell_no_model_from_another(num_items: int | None, words: str) -> None:
+    """Each holds every item, so any model recalls everything and none is worse than the champion."""
+    everything = np.full(1000, HIT)
+    config = dataclasses.replace(CONFIG, must_beat=())
+    inputs = inputs_of("same", "present", ranks=ranks(everything, everything), num_items=num_items)
+    decision = decide(inputs, config)
+    assert decision.verdict == TOO_LITTLE
+    assert words in decision.reason
+    more = dataclasses.replace(inputs, num_items=CONFIG.k + 1)
+    assert decide(more, config).verdict == "promote"
+
+
 def test_index_recall_below_its_limit_rejects() -> None:
     decision = decide(inputs_of("better", "present", index_recall=IndexRecall(value=0.9, n=1000)), CONFIG)
     assert decision.verdict == "reject"

@@ -10,7 +10,6 @@ from conversion_retrieval.registry.decision import Check
 from conversion_retrieval.registry.gate_inputs import (
     CANDIDATE,
     CHAMPION,
-    ConversionRanks,
     DigestPair,
     GateInputs,
     IndexRecall,
@@ -72,11 +71,11 @@ def _champion_check(inputs: GateInputs) -> Check:
     return Check(name="champion_known", passed=passed, detail=detail)
 
 
-def volume_checks(ranks: ConversionRanks, config: GateConfig) -> Iterator[Check]:
+def volume_checks(inputs: GateInputs, config: GateConfig) -> Iterator[Check]:
     """Is there enough to tell models apart?"""
     counts = (
-        ("enough_conversions", len(ranks), config.min_conversions),
-        ("enough_queries", len(np.unique(ranks.queries)), config.min_queries),
+        ("enough_conversions", len(inputs.ranks), config.min_conversions),
+        ("enough_queries", len(np.unique(inputs.ranks.queries)), config.min_queries),
     )
     for name, count, minimum in counts:
         yield Check(
@@ -87,6 +86,19 @@ def volume_checks(ranks: ConversionRanks, config: GateConfig) -> Iterator[Check]
             n=count,
             detail="of the test window" if count >= minimum else f"{minimum} are needed to tell models apart",
         )
+    yield _items_check(inputs.num_items, config)
+
+
+def _items_check(num_items: int | None, config: GateConfig) -> Check:
+    """A list as long as the catalogue holds all of it, whichever model made it."""
+    if num_items is None:
+        passed, detail = None, "the index does not tell how many items it holds"
+    elif num_items <= config.k:
+        passed, detail = None, "a list of gate.k holds the whole catalogue, whichever model made it: choose a smaller k"
+    else:
+        passed, detail = True, "n counts items of the catalogue"
+    value = None if num_items is None else float(num_items)
+    return Check(name="enough_items", passed=passed, value=value, threshold=config.k + 1.0, n=num_items, detail=detail)
 
 
 def quality_checks(inputs: GateInputs, config: GateConfig) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from conversion_retrieval.registry.gate_inputs import GateInputs
 def decide(inputs: GateInputs, config: GateConfig) -> Decision:
     """Judge a candidate; see ``GateConfig`` for the thresholds and ``docs/gate.md`` for each check's rule."""
     integrity = list(integrity_checks(inputs))
-    volume = list(volume_checks(inputs.ranks, config))
+    volume = list(volume_checks(inputs, config))
     quality = list(quality_checks(inputs, config))
     verdict = _verdict(integrity, volume, quality)
     checks = (*integrity, *volume, *quality)

@@ -53,10 +53,14 @@ class DigestPair:
 
 @dataclass(frozen=True, kw_only=True)
 class GateInputs:
-    """All that a decision rests on; ``validation`` is the data report's verdict, empty if there was none."""
+    """All that a decision rests on; ``validation`` is the data report's verdict, empty if there was none.
+
+    ``num_items`` are in the index, None where it does not tell.
+    """
 
     ranks: ConversionRanks
     index_recall: IndexRecall
+    num_items: int | None
     champion: ChampionState
     validation: str
     digests: tuple[DigestPair, ...]

@@ -46,9 +46,11 @@ def read_gate_inputs(
     directories = {"features": features_dir, "spec": spec_dir, "model": model_dir}
     directories |= {"evaluation": evaluation_dir, "index": index_dir}
     manifests = {kind: open_artifact(directory, kind=kind) for kind, directory in directories.items()}
+    index = _read_json(index_dir / "index.json")
     return GateInputs(
         ranks=_conversion_ranks(evaluation_dir, index_dir),
-        index_recall=_index_recall(_read_json(index_dir / "index.json")),
+        index_recall=_index_recall(index),
+        num_items=index.get("num_items"),
         champion=ChampionState(**manifests["evaluation"].metadata["champion"]),
         validation=_validation(report_dir),
         digests=_digest_pairs(manifests),
