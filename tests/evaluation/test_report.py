@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.evaluation.click_weights import click_calibration
-from conversion_retrieval.evaluation.plots import color_of
+from conversion_retrieval.evaluation.plots import Estimate, color_of, differences, slice_dots
 from conversion_retrieval.evaluation.report import write_evaluation_page, write_report
 from conversion_retrieval.evaluation.report_gate import scale
 from conversion_retrieval.evaluation.results import label_of
@@ -436,6 +437,21 @@ def test_a_surface_whose_name_reads_like_a_formula_is_drawn_as_it_is_called(run,
     page = (tmp_path / "page.html").read_text()
     assert f"{name}  (n=1,234)" in plot_texts(page, "Recall by slice")
     assert f"surface {name.replace('_', ' ')}  (n=432)" in plot_texts(page, 'recall@100 minus[^"]*')
+
+
+def test_a_surface_with_a_long_name_leaves_room_for_its_plot():
+    """Oracle: matplotlib warns where nothing is left of the axes."""
+    name = f"https://shop.example/{'category/' * 12}shoes  (n=54)"
+    estimate = Estimate(value=0.4, low=0.3, high=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = [
+            slice_dots({name: {"candidate": estimate}, "search": {"candidate": estimate}}),
+            differences({name: estimate, "search": estimate}, label="recall", margin=-0.01),
+        ]
+    for svg in drawn:
+        assert "https://shop.example/c\u2026" in svg
+        assert "category/shoes  (n=54)" in svg
 
 
 def test_text_from_the_data_is_escaped(page):

@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")  # lines are told apart witho
 FAILED = "#b3261e"
 KINDS = ("#5c8a73", CANDIDATE, CHAMPION, "#a0729b")
 MANY_POINTS = 30
+LONGEST_NAME = 44  # characters of a row's name beside which the plot keeps some room
 NAMES = {"ivf_pq": "IVF-PQ"}
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -156,9 +157,15 @@ def _dots(axes: Axes, estimates: Sequence[Estimate], at: NDArray[Any], *, color:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
+
+
+def _shortened(name: str) -> str:
+    """The name, a long one without its middle."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def calibration(points: Sequence[tuple[float, Estimate]]) -> Markup:
