@@ -116,6 +116,17 @@ def test_other_positives_are_refused(tmp_path):
         _compare(tmp_path, dirs)
 
 
+def test_models_of_other_seeds_are_not_paired_and_the_same_seed_twice_is_refused(tmp_path):
+    ranks = np.zeros(NUM_POSITIVES)
+    dirs = [_variant(tmp_path / f"default{seed}", "default", seed, ranks) for seed in (0, 1)]
+    dirs += [_variant(tmp_path / f"other{seed}", "no_history", seed, ranks) for seed in (0, 2)]
+    assert _compare(tmp_path, dirs)["no_history", 100].difference is None
+    dirs[3] = _variant(tmp_path / "other1", "no_history", 1, ranks)
+    assert _compare(tmp_path, dirs)["no_history", 100].difference.value == 0
+    with pytest.raises(UserError, match=r"found 'no_history' with seed 1 again: .*again"):
+        _compare(tmp_path, [*dirs, _variant(tmp_path / "again", "no_history", 1, ranks)])
+
+
 def test_a_comparison_needs_conversions(tmp_path):
     with pytest.raises(UserError, match="expected conversions in the test window"):
         _compare(tmp_path, [_variant(tmp_path / "a", "default", 0, [])])

@@ -184,11 +184,12 @@ class HitTable:
     """Conversion ranks of every variant and seed over the same positives: ``ranks[variant]`` is [S, P]."""
 
     ranks: dict[str, NDArray[np.int64]]
+    seeds: dict[str, list[int]]  # of each variant's S rows
     user: NDArray[np.int64]  # [P], dense codes
 
     @classmethod
     def read(cls, variant_dirs: Iterable[Path]) -> "HitTable":
-        """Read ``variant`` artifacts; ``UserError`` if they were not measured on the same positives, or on none."""
+        """Read ``variant`` artifacts; ``UserError`` for other positives, none at all, or the same seed twice."""
         by_variant: dict[str, dict[int, NDArray[np.int64]]] = {}
         keys: pa.Table | None = None
         for directory in variant_dirs:
@@ -198,15 +199,20 @@ class HitTable:
             if keys is not None and not own_keys.equals(keys):
                 raise UserError(f"expected the same test positives in every variant, found others in {directory}")
             keys = own_keys
-            found = by_variant.setdefault(manifest.metadata["variant"], {})
-            found[int(manifest.metadata["seed"])] = table["rank"].to_numpy()
+            name, seed = manifest.metadata["variant"], int(manifest.metadata["seed"])
+            found = by_variant.setdefault(name, {})
+            if seed in found:
+                raise UserError(
+                    f"expected each variant once a seed, found {name!r} with seed {seed} again: {directory}"
+                )
+            found[seed] = table["rank"].to_numpy()
         if keys is None or DEFAULT not in by_variant:
             raise UserError(f"expected results of the {DEFAULT!r} variant to compare with, found {sorted(by_variant)}")
         if not len(keys):
             raise UserError(f"{_NEEDS_CONVERSIONS}, found none in {directory}")
         _, user = np.unique(keys["user"].to_numpy(), return_inverse=True)
         ranks = {name: np.stack([rows[seed] for seed in sorted(rows)]) for name, rows in by_variant.items()}
-        return cls(ranks=ranks, user=user)
+        return cls(ranks=ranks, seeds={name: sorted(rows) for name, rows in by_variant.items()}, user=user)
 
     def compare(self, k: int, config: PipelineConfig) -> list[Comparison]:
         """One comparison a variant at cut-off ``k``."""
@@ -223,7 +229,7 @@ class HitTable:
         rows = []
         for name in self.ranks:
             difference, reference = None, reference_of(name, self.ranks)
-            if name != reference and len(self.ranks[name]) == len(self.ranks[reference]):
+            if name != reference and self.seeds[name] == self.seeds[reference]:  # else there is nothing to pair
                 change = resampled[name] - resampled[reference]
                 difference = percentile_interval(values[name] - values[reference], change, confidence_level=level)
             rows.append(
