@@ -201,10 +201,10 @@ def test_a_number_that_its_normalisation_takes_out_of_float32_is_missing():
     assert inferred(items, seen=[True, True, False]).encode_items(items).numeric[2].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("value", [1e30, -1e30])
+@pytest.mark.parametrize("value", [1e30, -1e30, 1.5e6])
 def test_a_vector_too_large_to_compute_with_is_refused_by_column(value):
     items = items_table(2, visual=[[1.0, 2.0], [1.0, value]])
-    with pytest.raises(UserError, match=r"up to 1e\+12 in the vectors of items\.visual, found -?1e\+30: scale"):
+    with pytest.raises(UserError, match=r"up to 1e\+06 in the vectors of items\.visual, found -?1.*e\+[03][06]: scale"):
         inferred(items).encode_items(items)
 
 

@@ -218,9 +218,10 @@ EMBEDDINGS = {
     (1.0, 2.0): "expected 8 numbers in context_embedding, found 2",
     (): "expected 8 numbers in context_embedding, found 0",
     (*range(9),): "expected 8 numbers in context_embedding, found 9",
-    (*[1.0] * 7, float("nan")): "expected finite numbers of 32 bits in context_embedding",
-    (*[1.0] * 7, None): "expected finite numbers of 32 bits in context_embedding",
-    (*[1.0] * 7, 1e300): "expected finite numbers of 32 bits in context_embedding",
+    (*[1.0] * 7, float("nan")): "expected numbers of magnitudes up to 1e\\+06 in context_embedding, found others",
+    (*[1.0] * 7, None): "expected numbers of magnitudes up to 1e\\+06 in context_embedding, found others",
+    (*[1.0] * 7, -1.1e6): "expected numbers of magnitudes up to 1e\\+06 in context_embedding, found others",
+    (*[1.0] * 7, 1e300): "expected numbers of magnitudes up to 1e\\+06 in context_embedding, found others",
 }
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from conversion_retrieval.features.dataset import Events
+from conversion_retrieval.features.encoding import LARGEST_IN_VECTORS
+from conversion_retrieval.features.spec import Column
+from conversion_retrieval.training.load import LoadedModel
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.stage import make_trainer
 from conversion_retrieval.training.step import DivergedError
@@ -67,6 +70,25 @@ def test_columns_of_zeros_give_no_division_by_a_length_of_zero(shape):
             parameter.zero_()  # every vector is the zero vector now
     trainer.fit()
     assert all(torch.isfinite(tensor).all() for tensor in trainer.learner.model.state_dict().values())
+
+
+@pytest.mark.parametrize("shape", ["full", "sampled", "in_batch", "recency_mean"])
+def test_the_largest_vectors_that_features_let_through_have_a_length_and_a_direction(shape):
+    """Oracle: a unit vector's length. A sum of squares that overflows would make it 0, for good and unsaid."""
+    world = separable_world(num_users=60)
+    vectors = np.random.default_rng(0).uniform(-1, 1, (world.num_items, 8)) * LARGEST_IN_VECTORS
+    items = dataclasses.replace(world.items, embeddings={"visual": vectors.astype(np.float32)})
+    columns = (*world.spec.items.columns, Column(name="visual", kind="embedding", dim=8))
+    spec = dataclasses.replace(world.spec, items=dataclasses.replace(world.spec.items, columns=columns))
+    world = changed(world, items=items, spec=spec)
+    model = train(world, shape).learner.model
+    loaded = LoadedModel(model=model, spec=spec, config=small_config(**SHAPES[shape]), device=torch.device("cpu"))
+    found = {
+        "items": loaded.encode_items(world, 0),
+        "queries": loaded.encode_queries(world, world.split("test"), np.arange(20)),
+    }
+    for name, encoded in found.items():
+        assert np.linalg.norm(encoded.astype(np.float64), axis=1).min() > 0.99, name
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -13,8 +13,9 @@ from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.features.inputs import EntityTable
 
 FLOAT32_LARGEST: Final = float(np.finfo(np.float32).max)
-# Two cross layers make cubes of what they are given: 1e36 is the last power of a thousand that float32 holds.
-LARGEST_IN_VECTORS: Final = 1e12
+# Two cross layers make cubes of what they are given, and a length or a score sums the squares of those: 1e36 is the
+# last power of a million that float32 holds. Of a length beyond, the vector of length one is zero.
+LARGEST_IN_VECTORS: Final = 1e6
 Read = TypeVar("Read")
 
 

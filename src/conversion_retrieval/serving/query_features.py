@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features.config import FeatureConfig
 from conversion_retrieval.features.dataset import Events, FeatureDataset
+from conversion_retrieval.features.encoding import LARGEST_IN_VECTORS
 from conversion_retrieval.features.events import ItemIndex, encode_block
 from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.features.timeline import Timeline, timeline, user_aggregates
@@ -136,8 +137,8 @@ def context_fault(embedding: Sequence[float], dim: int) -> str:
             f"{dim} numbers in context_embedding" if dim else "no context_embedding, as this model was trained without"
         )
         return f"expected {expected}, found {len(embedding)}"
-    if not (np.abs(np.asarray(embedding, np.float64)) <= np.finfo(np.float32).max).all():  # null and NaN neither
-        return "expected finite numbers of 32 bits in context_embedding, found others"
+    if not (np.abs(np.asarray(embedding, np.float64)) <= LARGEST_IN_VECTORS).all():  # null and NaN neither
+        return f"expected numbers of magnitudes up to {LARGEST_IN_VECTORS:g} in context_embedding, found others"
     return ""
 
 
