@@ -439,6 +439,21 @@ def test_a_part_that_would_go_unread_is_refused_by_name(tmp_path: Path, name: st
             read_tables(data_uri)
 
 
+def test_links_to_files_are_parts_and_links_that_lead_to_no_file_are_refused(tmp_path: Path) -> None:
+    """A directory that is linked is not searched, and its rows would be missing without a word."""
+    elsewhere = write(tmp_path / "elsewhere", events(5)) / "events"
+    directory = write(tmp_path / "data", events(2))
+    (directory / "events" / "day-1.parquet").symlink_to(elsewhere / "part-0.parquet")
+    (directory / "events" / ".day-2").symlink_to(elsewhere)
+    assert read_tables(directory).events.num_rows == 7
+    for target in (elsewhere, tmp_path / "nothing"):
+        link = directory / "events" / "day-2.parquet"
+        link.symlink_to(target)
+        with pytest.raises(TableError, match=r"found day-2\.parquet, a link to a directory or to nothing: put what it"):
+            read_tables(directory)
+        link.unlink()
+
+
 def test_csv_values_of_several_lines_are_whole_in_a_file_of_any_size(tmp_path: Path) -> None:
     """Oracle: Python's csv module on the same bytes."""
     directory = write(tmp_path)

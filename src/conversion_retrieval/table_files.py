@@ -34,17 +34,24 @@ def local_files(directory: Path, names: Iterable[str]) -> dict[str, tuple[TableF
 
 
 def _parts(directory: Path) -> tuple[TableFile, ...]:
-    files = (p for p in directory.rglob("*") if p.is_file())
-    return tuple(sorted(p for p in files if _is_part(p.relative_to(directory).as_posix(), str(directory))))
+    keys = {p: p.relative_to(directory).as_posix() for p in sorted(directory.rglob("*"))}
+    for path, key in keys.items():
+        if path.is_symlink() and not path.is_file() and not _is_hidden(key):
+            raise TableError(
+                f"expected part files in {directory}, found {key}, a link to a directory or to nothing: "
+                "put what it leads to in its place, or remove it"
+            )
+    return tuple(path for path, key in keys.items() if path.is_file() and _is_part(key, str(directory)))
+
+
+def _is_hidden(key: str) -> bool:
+    """What Spark and its like have not committed, or keep for themselves, has a dot or an underscore in front."""
+    return any(part.startswith((".", "_")) for part in key.split("/"))
 
 
 def _is_part(key: str, where: str) -> bool:
-    """Whether ``key`` below a table's directory is one of its files.
-
-    What Spark and its like have not committed, or keep for themselves, lies in files and directories with a dot or an
-    underscore in front. Raises ``TableError`` for rows that would go unread.
-    """
-    if any(part.startswith((".", "_")) for part in key.split("/")):
+    """Whether ``key`` below a table's directory is one of its files; ``TableError`` for rows that would go unread."""
+    if _is_hidden(key):
         return False
     if not key.endswith(SUFFIXES) and UNREAD.search(key):
         raise TableError(
