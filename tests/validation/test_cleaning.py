@@ -1,5 +1,6 @@
 """The database behind the checks: more rows than memory go through files, and too little memory is said in one line."""
 
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,3 +32,17 @@ def test_too_little_memory_is_said_with_the_setting_to_change(tmp_path: Path) ->
         open_database(tmp_path, memory_mb=1) as database,
     ):
         database.execute("CREATE TABLE numbers AS SELECT * FROM range(1000000)")
+
+
+def test_a_directory_without_room_is_one_line(tmp_path: Path) -> None:
+    """The kernel's limit on the size of files stands for a disk's."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=rf"room for a database .* in {tmp_path}, found: .*: write the report where"),
+            open_database(tmp_path, memory_mb=64) as database,
+        ):
+            database.execute(f"CREATE TABLE numbers AS SELECT hash(i) AS n FROM range({ROWS}) t(i)")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

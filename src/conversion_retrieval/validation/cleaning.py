@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.processors import usable_processors
 from conversion_retrieval.progress import meter
 from conversion_retrieval.schema import EVENT_TYPES, EVENTS
@@ -85,7 +85,7 @@ class Cleaned:
 def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database file in ``working_dir`` that spills beyond ``memory_mb``; times are in UTC.
 
-    ``UserError`` for a limit so low that even that does not help.
+    ``UserError`` for a limit so low that even that does not help, and for a directory without room.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_mb}MB",
@@ -100,6 +100,11 @@ def open_database(working_dir: Path, *, memory_mb: int) -> Iterator[duckdb.DuckD
         yield connection
     except duckdb.OutOfMemoryException:
         raise UserError(f"expected validation.memory_mb to be enough, found {memory_mb}: raise it") from None
+    except duckdb.IOException as error:
+        raise UserError(
+            f"expected room for a database of the tables' size in {working_dir}, found: {one_line(error)}: "
+            "write the report where there is more"
+        ) from None
     finally:
         connection.close()
 
