@@ -1,11 +1,22 @@
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from conversion_retrieval.training.distributed import copy_from_first, gather_rows, process_group, sum_gradients
+from conversion_retrieval.errors import UserError
+from conversion_retrieval.training.checkpoint import Checkpoint, Checkpoints, Position, common_latest
+from conversion_retrieval.training.distributed import (
+    copy_from_first,
+    gather_rows,
+    process_group,
+    sum_gradients,
+    wait_for_all,
+)
 from conversion_retrieval.training.examples import batch_order
 from conversion_retrieval.training.shard import Shard
 from conversion_retrieval.training.stage import make_trainer
@@ -47,6 +58,7 @@ def in_process(rank: int, world_size: int, directory: str) -> None:
         shard = Shard(rank=rank, world_size=world_size)
         check_gather(shard)
         check_copy(shard)
+        check_common_checkpoint(shard, Path(directory) / "checkpoints")
         torch.save({softmax: gradients(softmax, shard) for softmax in SOFTMAXES}, f"{directory}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -67,6 +79,19 @@ def check_copy(shard: Shard) -> None:
     copy_from_first(tensors, shard)
     assert tensors[0].tolist() == [1.0] * 3
     assert tensors[1].tolist() == [[5.0, 5.0]] * 2
+
+
+def check_common_checkpoint(shard: Shard, directory: Path) -> None:
+    """Both go on from the same one; where the second cannot read it, as from a volume that lags, it refuses another."""
+    checkpoints = Checkpoints(directory=directory, fingerprint="run", keep=2)
+    if shard.rank == 0:
+        for step in (3, 6):
+            checkpoints.save(Checkpoint(position=Position(step=step), tensors={"w": torch.zeros(1)}))
+    wait_for_all()
+    assert common_latest(checkpoints, shard, torch.device("cpu")).position.step == 6
+    behind = replace(checkpoints, directory=directory / "empty") if shard.rank else checkpoints
+    with nullcontext() if shard.rank == 0 else pytest.raises(UserError, match="found another, None, in this one"):
+        common_latest(behind, shard, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

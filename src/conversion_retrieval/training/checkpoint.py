@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conversion_retrieval.contracts import new_artifact, open_artifact, read_manifest, write_json
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.progress import say
+from conversion_retrieval.training.distributed import of_the_first
+from conversion_retrieval.training.shard import Shard
 
 KIND: Final = "checkpoint"
 TENSORS_FILE: Final = "tensors.safetensors"
@@ -134,6 +137,22 @@ class Checkpoints:
                 f"expected a checkpoint of this configuration and data, found one with other {' and '.join(changed)} "
                 f"at {path}: give another checkpoint directory or remove it"
             )
+
+
+def common_latest(checkpoints: Checkpoints | None, shard: Shard, device: torch.device) -> Checkpoint | None:
+    """The newest checkpoint, the same one in all processes, which call this together.
+
+    Raises ``UserError`` where this process found another than the first one, as on a node whose view of the volume
+    lags: from different ones they would wait for each other in vain, or mix their weights.
+    """
+    found = checkpoints.latest() if checkpoints else None
+    own = int(found.path.name.rpartition("-")[2], 16) if found and found.path else -1
+    if own != of_the_first(own, shard, device):
+        raise UserError(
+            f"expected the checkpoint that the first process goes on from, found another, {found and found.path}, in "
+            "this one: start again when all processes see the same files"
+        )
+    return found
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -110,6 +110,11 @@ def sum_numbers(values: list[float], device: torch.device) -> list[float]:
     return [float(value) for value in tensor.tolist()]
 
 
+def of_the_first(value: float, shard: Shard, device: torch.device) -> float:
+    """The first process's value."""
+    return sum_numbers([0.0 if shard.rank else value], device)[0]
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether any process says so: all must stop at the same step."""
     return sum_numbers([float(flag)], device)[0] > 0

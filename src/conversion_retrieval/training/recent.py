@@ -16,7 +16,7 @@ from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.features.windows import RECENT
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
-from conversion_retrieval.training.checkpoint import Checkpoints, Position
+from conversion_retrieval.training.checkpoint import Checkpoints, Position, common_latest
 from conversion_retrieval.training.config import TrainingConfig
 from conversion_retrieval.training.distributed import copy_from_first
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
@@ -55,7 +55,7 @@ def recent_trainer(
         say("no step is taken on what came in since the end of the training window")
         return None
     steps = total_steps(training, batches) if takes_steps else 0
-    found = checkpoints.latest() if checkpoints else None
+    found = common_latest(checkpoints, learner.shard, learner.device)
     position = found.position if found else Position(optimizer=trainer.position.optimizer)
     events = Path(log_dir) / RECENT if log_dir and learner.shard.rank == 0 else None
     named = (("model", learner.model), ("objective", learner.objective))

@@ -24,7 +24,7 @@ from conversion_retrieval.model.two_tower import TASKS, TwoTower, make_model
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
-from conversion_retrieval.training.checkpoint import Checkpoints, Position
+from conversion_retrieval.training.checkpoint import Checkpoints, Position, common_latest
 from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
 from conversion_retrieval.training.distributed import copy_from_first, process_group, wait_for_all
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
@@ -146,7 +146,7 @@ def make_trainer(
     device, shard = device or torch.device("cpu"), shard or Shard()
     builder = _batch_builder(dataset, config, device, shard)
     steps = total_steps(config.training, num_batches(builder.examples, config.training.batch_size))
-    found = checkpoints.latest() if checkpoints else None
+    found = common_latest(checkpoints, shard, device)
     position = found.position if found else Position()
     writes = log_dir is not None and shard.rank == 0
     sizes = InputSizes.of(dataset.spec)
