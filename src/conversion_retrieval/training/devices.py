@@ -20,14 +20,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether towers compute in bfloat16: with ``auto`` on GPUs that can.
+    """Whether towers compute in bfloat16: with ``auto`` on GPUs that have it in hardware; older ones only emulate it.
 
     On CPUs ``auto`` stays in float32: even with AMX the conversions cost more than the products gain, unless batches
     encode tens of thousands of items (``benchmarks/training_throughput.py --precision bf16``).
     """
     if config.precision != "auto":
         return config.precision == "bf16"
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[Any]:
