@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.training.config import TrainingConfig
@@ -41,6 +42,16 @@ def prepare_backend(device: torch.device, *, bf16: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = bf16
 
 
-def compiles(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether to ``torch.compile`` the towers: with ``auto`` on GPUs only, where it pays for its minutes."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+def compile_towers(config: TrainingConfig, device: torch.device, *towers: nn.Module) -> None:
+    """``torch.compile`` them where that is asked for: with ``auto`` on GPUs only, where it pays for its minutes.
+
+    What ``auto`` cannot compile (for want of a C compiler, on a GPU that Triton does not know) runs as it is written,
+    with torch's warning; ``on`` ends the run.
+    """
+    if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
+        return
+    from torch._dynamo import config as dynamo  # a second that no other start should take
+
+    dynamo.suppress_errors = config.compile == "auto"
+    for tower in towers:
+        tower.compile()

@@ -25,7 +25,7 @@ from conversion_retrieval.progress import say
 from conversion_retrieval.training.averaging import WeightAverage
 from conversion_retrieval.training.batches import BatchBuilder
 from conversion_retrieval.training.checkpoint import Checkpoints, Position, common_latest
-from conversion_retrieval.training.devices import choose_device, compiles, prepare_backend, uses_bf16
+from conversion_retrieval.training.devices import choose_device, compile_towers, prepare_backend, uses_bf16
 from conversion_retrieval.training.distributed import copy_from_first, process_group, wait_for_all
 from conversion_retrieval.training.examples import Examples, num_batches, trained_positives
 from conversion_retrieval.training.factors import fill_memory
@@ -161,9 +161,8 @@ def make_trainer(
     validator = _validator(dataset, config, builder.catalogue, shard)
     if found is None:
         _start(learner.model, builder, validator, config)
-    if compiles(config.training, learner.device):  # now: what validates the start would be compiled for its shapes
-        learner.model.query_tower.body.compile()
-        learner.model.item_tower.body.compile()
+    # Now: what validates the start would be compiled for its shapes.
+    compile_towers(config.training, device, learner.model.query_tower.body, learner.model.item_tower.body)
     trainer = Trainer(
         learner=learner,
         average=WeightAverage(learner.model, config.training.average_decay),
