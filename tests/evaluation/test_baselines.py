@@ -209,7 +209,22 @@ def test_the_setting_that_does_best_on_validation_is_fitted_for_the_test():
     positives = ItemLists(offsets=np.arange(21), items=np.array([7 + u % 3 for u in range(20)], np.int32))
     validation = QuerySet(windows=windows, positives=positives, start=int(days(25)))
     config = EvaluationConfig(own_history_half_lives_days=(1e6, 2.0), tuning_k=1)
-    assert fit_baseline("own_history", log, validation, int(days(30)), config).parameters["half_life_days"] == 2.0
+    assert fit_baseline("own_history", log, validation, int(days(30)), config).full.parameters["half_life_days"] == 2.0
+
+
+def test_a_baseline_is_tuned_for_each_list_by_what_that_list_is_to_find():
+    """All buy again what all had long ago; what is new to some is what few had of late, not what many had before."""
+    old = [(user, 0, 1.0) for user in range(20)] + [(user, 2, 1.0) for user in range(10, 20)]
+    log = log_of([*old, *((user, 1, 20.0) for user in range(20, 25))], 25, 3)
+    again = [[0, 1] if user < 5 else [0] for user in range(10)]
+    offsets = np.concatenate([[0], np.cumsum([len(items) for items in again])])
+    positives = ItemLists(offsets=offsets, items=np.concatenate(again).astype(np.int32))
+    windows = log.users_before(int(days(25))).rows(np.arange(10))
+    validation = QuerySet(windows=windows, positives=positives, start=int(days(25)))
+    for half_lives in ((1e6, 2.0), (2.0, 1e6)):
+        config = EvaluationConfig(popularity_half_lives_days=half_lives, tuning_k=1)
+        found = fit_baseline("recent_popularity", log, validation, int(days(30)), config)
+        assert (found.full.parameters, found.new.parameters) == ({"half_life_days": 1e6}, {"half_life_days": 2.0})
 
 
 def test_the_histories_of_item_knn_fade_as_fast_as_does_best_on_validation():
@@ -222,7 +237,7 @@ def test_the_histories_of_item_knn_fade_as_fast_as_does_best_on_validation():
     for half_lives in ((1e6, 2.0), (2.0, 1e6)):
         config = EvaluationConfig(own_history_half_lives_days=half_lives, item_knn_neighbors=(4,), tuning_k=3)
         found = fit_baseline("item_knn", log, validation, int(days(30)), config)
-        assert found.parameters == {"neighbors": 4.0, "half_life_days": 2.0}
+        assert found.full.parameters == {"neighbors": 4.0, "half_life_days": 2.0}
 
 
 def test_a_configuration_knows_the_baselines_there_are():

@@ -10,8 +10,9 @@ import pytest
 from conversion_retrieval.contracts import new_artifact, open_artifact
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation import stage
+from conversion_retrieval.evaluation.baselines import Baseline
 from conversion_retrieval.evaluation.model_scores import encode_window
-from conversion_retrieval.evaluation.rankers import popularity_order
+from conversion_retrieval.evaluation.rankers import BackedOffRanker, popularity_order
 from conversion_retrieval.evaluation.results import Results
 from conversion_retrieval.evaluation.stage import evaluate
 from conversion_retrieval.evaluation.window import EvaluationWindow
@@ -84,6 +85,22 @@ def test_new_items_are_ranked_without_what_the_user_already_has(evaluated, ranks
     assert shortened.value == pytest.approx((new["rank_without_seen"] < k).mean())
     assert full.value == pytest.approx((new["rank"] < k).mean())
     assert shortened.value > full.value
+
+
+def test_a_baseline_ranks_each_list_at_the_setting_tuned_for_it(world, tmp_path, monkeypatch, dataset):
+    """Full lists by row, those without what users had from the last row up."""
+    rows = np.arange(dataset.num_items, dtype=np.float32)
+    full, new = BackedOffRanker(parameters={}, base=-rows), BackedOffRanker(parameters={}, base=rows)
+    monkeypatch.setattr(stage, "fit_baseline", lambda *_: Baseline(full=full, new=new))
+    config = replace(world.config, evaluation=replace(world.config.evaluation, baselines=("popularity",)))
+    out = {"evaluation_dir": tmp_path / "evaluation", "page_path": tmp_path / "page.html"}
+    evaluate(**world.inputs | {"config": config}, **out)
+    found = of(pd.read_parquet(tmp_path / "evaluation" / "ranks.parquet"), "popularity")
+    np.testing.assert_array_equal(found["rank"], found["item"])
+    seen = EvaluationWindow.of(dataset, "test").seen
+    had_later = [(seen[query] > item).sum() for query, item in zip(found["query"], found["item"], strict=True)]
+    expected = dataset.num_items - 1 - found["item"] - had_later
+    np.testing.assert_array_equal(found["rank_without_seen"], np.where(found["new_to_user"], expected, -1))
 
 
 def test_a_slices_conversions_add_up_to_all_of_them(evaluated):

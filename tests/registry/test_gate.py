@@ -69,7 +69,8 @@ def test_recall_and_difference_are_the_hand_made_ones() -> None:
 
 @pytest.mark.parametrize(("level", "words"), [(0.95, "95%"), (0.975, "97.5%"), (0.999, "99.9%")])
 def test_the_reason_tells_the_level_of_its_interval_unrounded(level: float, words: str) -> None:
-    decision = decide(inputs_of("better", "present"), dataclasses.replace(CONFIG, confidence_level=level))
+    config = dataclasses.replace(CONFIG, confidence_level=level, num_resamples=2000)
+    decision = decide(inputs_of("better", "present"), config)
     assert f"({words} interval " in decision.reason
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conversion_retrieval.evaluation.config import EvaluationConfig
-from conversion_retrieval.evaluation.events import EventLog, Windows
+from conversion_retrieval.evaluation.events import EventLog, Windows, seen_items
 from conversion_retrieval.evaluation.item_knn import fit_item_knn
 from conversion_retrieval.evaluation.own_history import fit_own_history
 from conversion_retrieval.evaluation.popularity import fit_popularity, fit_recent_popularity
@@ -44,21 +44,46 @@ class QuerySet:
         return QuerySet(windows=self.windows.rows(rows), positives=positives, start=self.start)
 
 
-def fit_baseline(name: str, log: EventLog, validation: QuerySet, test_start: int, config: EvaluationConfig) -> Ranker:
-    """The baseline called ``name`` at its best setting on the validation queries, fitted before ``test_start``."""
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A fitted baseline for each of the lists that are measured: ``full``, and ``new`` without what a user had.
+
+    Often the same: what finds most of what is bought again need not find most of what is new.
+    """
+
+    full: Ranker
+    new: Ranker
+
+
+def fit_baseline(name: str, log: EventLog, validation: QuerySet, test_start: int, config: EvaluationConfig) -> Baseline:
+    """The baseline called ``name`` at its best settings on the validation queries, fitted before ``test_start``."""
     fit = BASELINES[name]
     settings = fit(log, validation.start, config)
-    best = 0 if len(settings) == 1 else best_setting(settings, validation, log.num_items, config)
-    return fit(log, test_start, config)[best]
+    full, new = (0, 0) if len(settings) == 1 else best_settings(settings, validation, log, config)
+    fitted = fit(log, test_start, config)
+    return Baseline(full=fitted[full], new=fitted[new])
 
 
-def best_setting(settings: Sequence[Ranker], validation: QuerySet, num_items: int, config: EvaluationConfig) -> int:
-    """Position of the setting with the highest recall at ``tuning_k`` on the validation queries; ties: the first."""
+def best_settings(
+    settings: Sequence[Ranker], validation: QuerySet, log: EventLog, config: EvaluationConfig
+) -> tuple[int, int]:
+    """Positions of the settings with the highest validation recall at ``tuning_k``, in each list; ties: the first."""
     queries = validation.sample(config.tuning_queries, config.seed)
-    return int(np.argmax([_recall(ranker, queries, num_items, config) for ranker in settings]))
+    seen = seen_items(log, queries.windows)
+    recalls = np.array([_recalls(ranker, queries, seen, log.num_items, config) for ranker in settings])
+    full, new = recalls.argmax(axis=0)
+    return int(full), int(new)
 
 
-def _recall(ranker: Ranker, queries: QuerySet, num_items: int, config: EvaluationConfig) -> float:
+def _recalls(
+    ranker: Ranker, queries: QuerySet, seen: ItemLists, num_items: int, config: EvaluationConfig
+) -> tuple[float, float]:
+    """Recall of all positives, and of those that are new to the user in the list without what the user had."""
     scores = ranker.score_block(queries.windows)
-    ranks: NDArray[np.int32] = score_ranks(scores, num_items, queries.positives, block=config.block_queries).full
-    return float((ranks < config.tuning_k).mean()) if len(ranks) else 0.0
+    ranks = score_ranks(scores, num_items, queries.positives, block=config.block_queries, removed=seen)
+    new = ranks.without_removed[ranks.without_removed >= 0]
+    return _share_below(ranks.full, config.tuning_k), _share_below(new, config.tuning_k)
+
+
+def _share_below(ranks: NDArray[np.int32], k: int) -> float:
+    return float((ranks < k).mean()) if len(ranks) else 0.0

@@ -25,8 +25,9 @@ SLICES: Final = (
 class EvaluationConfig:
     """``ks`` are cut-offs of recall and NDCG; intervals are bootstrapped over users.
 
-    Baselines are tuned on up to ``tuning_queries`` validation queries by conversion recall at ``tuning_k``. A half-life
-    of a million days counts all events alike; item-kNN's histories fade as one's own do.
+    Baselines are tuned on up to ``tuning_queries`` validation queries by conversion recall at ``tuning_k``, once for
+    the full list and once for that of items new to the user. A half-life of a million days counts all events alike;
+    item-kNN's histories fade as one's own do.
     """
 
     ks: tuple[int, ...] = (10, 50, 100, 500, 1000)

@@ -23,7 +23,8 @@ def engagement_scores(
         return None
     windows = moved(validation.windows, kept_before)
     tuning = task_queries(validation.split, windows, ENGAGEMENT_TASK, validation.start)
-    return fit_baseline("item_knn", log, tuning, test.start, config).score_block(moved(test.windows, kept_before))
+    fitted = fit_baseline("item_knn", log, tuning, test.start, config).full
+    return fitted.score_block(moved(test.windows, kept_before))
 
 
 def engagements_only(log: EventLog) -> tuple[EventLog, NDArray[np.int64]]:

@@ -86,7 +86,7 @@ class Evaluation:
     config: EvaluationConfig
     ranks: dict[str, Ranks] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
-    parameters: dict[str, dict[str, float]] = field(default_factory=dict)
+    parameters: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Prepare the shared bootstrap."""
@@ -122,9 +122,10 @@ class Evaluation:
         """Tune, fit and measure the configured baselines, and the engagement-only list if no head gave one."""
         validation = self.validation.task_queries(CONVERSION_TASK)
         for name in track(self.config.baselines, "evaluate: baselines", unit="baselines"):
-            ranker = fit_baseline(name, self.test.log, validation, self.test.start, self.config)
-            self.parameters[name] = dict(ranker.parameters)
-            self._add(name, ranker.score_block(self.test.windows))
+            fitted = fit_baseline(name, self.test.log, validation, self.test.start, self.config)
+            self.parameters[name] = {"full": dict(fitted.full.parameters), "new": dict(fitted.new.parameters)}
+            new_scores = None if fitted.new is fitted.full else fitted.new.score_block(self.test.windows)
+            self._add(name, fitted.full.score_block(self.test.windows), new_scores)
         if ENGAGEMENT_ONLY not in self.ranks:
             scores = engagement_scores(self.validation, self.test, self.config)
             if scores is not None:
@@ -144,13 +145,19 @@ class Evaluation:
         values = (m.value for m in self.measurements if (m.name, m.model, m.slice) == wanted)
         return next(values, None) or 0.0
 
-    def _add(self, name: str, scores: ScoreBlock) -> None:
+    def _add(self, name: str, scores: ScoreBlock, new_scores: ScoreBlock | None = None) -> None:
+        """Measure a model; ``new_scores``, where given, rank the lists without what users had."""
         num_items, config = self.test.dataset.num_items, self.config
-        self.ranks[name] = score_ranks(
-            scores, num_items, self.test.positives, block=config.block_queries, removed=self.test.seen
-        )
-        self.measurements += self._measurer.model(name, self.ranks[name])
+        ranks = self._ranks(scores)
+        if new_scores is not None:
+            ranks = replace(ranks, without_removed=self._ranks(new_scores).without_removed)
+        self.ranks[name] = ranks
+        self.measurements += self._measurer.model(name, ranks)
         self.measurements += measure_coverage(name, scores, len(self.test.split), num_items, config.ks, config)
+
+    def _ranks(self, scores: ScoreBlock) -> Ranks:
+        num_items, block = self.test.dataset.num_items, self.config.block_queries
+        return score_ranks(scores, num_items, self.test.positives, block=block, removed=self.test.seen)
 
 
 def _with_gate_k(config: PipelineConfig) -> EvaluationConfig:
