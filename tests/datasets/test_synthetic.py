@@ -204,6 +204,7 @@ def test_category_and_price_tier_act_together_not_each_by_itself(world_dir: Path
         varied(click_rate=0.0, accidental_click_rate=0.0, organic_share=1.0),
         varied(cold_item_share=1.0, exploration_share=1.0, num_users=20),
         varied(click_rate=1.0, cart_rate=1.0, num_users=20),
+        varied(advertiser_size_exponent=2, num_users=20),  # an integer, too, is a number
     ],
 )
 def test_extreme_worlds_still_give_readable_tables(config: SyntheticConfig, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def _draw_items(
 
 def _draw_advertisers(rng: np.random.Generator, config: SyntheticConfig) -> Integers:
     """Every advertiser one item, the rest by a power law."""
-    sizes = np.arange(1, config.advertisers + 1) ** -config.advertiser_size_exponent
+    sizes = np.arange(1.0, config.advertisers + 1) ** -config.advertiser_size_exponent
     rest = rng.choice(config.advertisers, config.num_items - config.advertisers, p=sizes / sizes.sum())
     return rng.permutation(np.concatenate([np.arange(config.advertisers), rest])).astype(np.int64)
 
