@@ -32,7 +32,8 @@ def torchrun(job: TrainingJob, fault: str = "") -> "subprocess.CompletedProcess[
     """Two gloo processes on ``job``; ``fault`` as ``faulty_worker`` knows it."""
     command = torchrun_command(job.write(), 2)
     command[command.index("conversion_retrieval.training.worker")] = "tests.training.faulty_worker"
-    environment = {**os.environ, "FAULT": fault, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "FAULT": fault, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
