@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from conversion_retrieval.errors import UserError, one_line
 from conversion_retrieval.training import stage
-from conversion_retrieval.training.checkpoint import Checkpoints, read_checkpoint
+from conversion_retrieval.training.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 from conversion_retrieval.training.interruption import EXIT_CODE, Interrupted
 from conversion_retrieval.training.loop import Trainer
 from conversion_retrieval.training.stage import make_trainer
@@ -304,6 +306,31 @@ def test_the_fits_before_the_first_step_count_among_the_minutes(tmp_path, monkey
     trainer = make_trainer(SMALL_WORLD, small_config(), checkpoints=checkpoints(tmp_path, keep=99), clock=clock)
     kill(trainer, 3)
     assert saved(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("os error 28"), UserError("x")]
+)
+def test_a_checkpoint_that_cannot_be_written_is_said_and_costs_nothing_else(tmp_path, monkeypatch, capsys, error):
+    """Oracle: the weights of a run without checkpoints, and the checkpoints before and after the one that failed."""
+    whole = timed(tmp_path / "whole")
+    whole.fit()
+    save = Checkpoints.save
+
+    def save_or_fail(self: Checkpoints, checkpoint: Checkpoint) -> Path:
+        if checkpoint.position.step == 16:
+            raise error
+        return save(self, checkpoint)
+
+    monkeypatch.setattr(Checkpoints, "save", save_or_fail)
+    trainer = timed(tmp_path)
+    trainer.fit()
+    assert saved(tmp_path) == [8, 24]
+    said = (
+        f"no checkpoint after step 16: {one_line(error)}; training goes on, the last one is {tmp_path}/step-000000008"
+    )
+    assert said in capsys.readouterr().err
+    assert_equal_weights(trainer, whole)
 
 
 def test_a_resumed_run_that_diverges_names_the_checkpoint_that_it_came_from(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from conversion_retrieval.errors import UserError, one_line
@@ -215,12 +216,19 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a directory for it; one process writes."""
+        """Write a checkpoint, where there is a directory for it; one process writes.
+
+        One that cannot be written, to a volume that is full, is said and left out: the training may well end without.
+        """
         self.saved_time = self.clock()
         if self.checkpoints is None or self.learner.shard.rank:
             return
         checkpoint = Checkpoint(position=self.position, tensors=self._tensors())
-        self.last_checkpoint = str(self.checkpoints.save(checkpoint))
+        try:
+            self.last_checkpoint = str(self.checkpoints.save(checkpoint))
+        except (OSError, SafetensorError, UserError) as error:
+            step, last = self.position.step, self.last_checkpoint
+            say(f"no checkpoint after step {step}: {one_line(error)}; training goes on, the last one is {last}")
 
     def _tensors(self) -> dict[str, Tensor]:
         groups = {
