@@ -34,8 +34,8 @@ class EvaluationConfig:
     num_resamples: int = 1000
     confidence_level: float = 0.95
     baselines: tuple[str, ...] = BASELINES
-    pure_svd_factors: tuple[int, ...] = (64, 256)
-    item_knn_neighbors: tuple[int, ...] = (50, 200)
+    pure_svd_factors: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
+    item_knn_neighbors: tuple[int, ...] = (5, 20, 100, 1000)
     popularity_half_lives_days: tuple[float, ...] = (7.0, 14.0, 28.0)
     own_history_half_lives_days: tuple[float, ...] = (7.0, 28.0, 112.0, 448.0)
     # An engagement counts this much of a conversion in a user's history.
