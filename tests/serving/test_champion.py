@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.index.search import ItemIndex
@@ -132,7 +133,10 @@ def test_a_call_beyond_those_that_may_wait_is_answered_with_503(loader: Champion
     model = server.ChampionModel(loader.load())
     model._batcher = Batcher(model._answer, max_calls=1, max_waiting=0)
     tensor = InferInput("requests", [1], "BYTES", [json.dumps({"user_id": "u"})])
+    timed = REGISTRY.get_sample_value("conversion_retrieval_request_seconds_count")
     with pytest.raises(ServerNotReady, match="ask again later") as refusal:
         asyncio.run(model.predict(InferRequest(server.MODEL_NAME, [tensor])))
     answer = asyncio.run(server_not_ready_handler(None, refusal.value))
     assert answer.status_code == 503
+    # A call that was turned away at once is no fast answer.
+    assert REGISTRY.get_sample_value("conversion_retrieval_request_seconds_count") == timed

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import nan
+from time import perf_counter
 from typing import Final
 
 from kserve.errors import InvalidInput, ServerNotReady
@@ -29,11 +30,11 @@ MISSING: Final = Gauge(
 
 @contextmanager
 def measured() -> Iterator[None]:
-    """Time a request and count how it ended."""
-    outcome = "failed"
+    """Count how a request ended, and time it if it was answered: refusals take no time, and would hide an overload."""
+    outcome, start = "failed", perf_counter()
     try:
-        with SECONDS.time():
-            yield
+        yield
+        SECONDS.observe(perf_counter() - start)
         outcome = "answered"
     except InvalidInput:
         outcome = "invalid"
