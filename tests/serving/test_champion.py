@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import socket
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +16,12 @@ from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.index.search import ItemIndex
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
-from conversion_retrieval.serving import commands, server
+from conversion_retrieval.serving import champion, commands, server
 from conversion_retrieval.serving.batching import Batcher
 from conversion_retrieval.serving.bundle_cache import BundleCache
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.commands import retrieve_user
+from conversion_retrieval.serving.retriever import Retriever
 from tests.serving.conftest import Run
 
 
@@ -37,8 +41,8 @@ def silent_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def promote_second(registry: Registry, run: Run, path: Path) -> str:
-    champion = registry.champion()
-    state = ChampionState(status="present", version=champion.version, digest=champion.digest)
+    served = registry.champion()
+    state = ChampionState(status="present", version=served.version, digest=served.digest)
     return registry.promote(*run.bundle(path, state)).version
 
 
@@ -51,6 +55,31 @@ def test_the_champion_is_loaded_and_followed(
     second = promote_second(registry, run, tmp_path / "second")
     assert server.follow_champion(model, loader)
     assert model.version == second
+
+
+def test_a_champion_that_was_replaced_leaves_the_memory(
+    registry: Registry, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that the service began with. Oracle: weak references to all that were loaded."""
+    loaded: list[weakref.ref[Retriever]] = []
+    answer_a_query = champion.answer_a_query
+    monkeypatch.setattr(
+        champion, "answer_a_query", lambda retriever: loaded.append(weakref.ref(retriever)) or answer_a_query(retriever)
+    )
+
+    def replace_champion(model: server.ChampionModel, loader: ChampionLoader) -> None:
+        promote_second(registry, run, tmp_path / "second")
+        assert server.follow_champion(model, loader)
+        assert [reference() is not None for reference in loaded] == [False, True]
+
+    def started(model: server.ChampionModel, loader: ChampionLoader, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda _: replace_champion(model, loader))
+
+    monkeypatch.setattr(server, "ChampionServer", started)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server.serve(registry.uri, port=port)
+    assert len(loaded) == 2
 
 
 def test_a_champion_that_was_altered_is_refused_with_the_way_back(

@@ -31,7 +31,7 @@ from conversion_retrieval.serving.guard import RequestGuard
 from conversion_retrieval.serving.protocol import INPUT, output_tensors
 from conversion_retrieval.serving.requests import UserEvents
 from conversion_retrieval.serving.retriever import Retriever
-from conversion_retrieval.tables import read_tables
+from conversion_retrieval.tables import Tables, read_tables
 
 # The model server reads the process's arguments when imported, and these are ours.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -161,6 +161,12 @@ class ChampionServer(ModelServer):  # type: ignore[misc] # kserve ships no types
                 say(f"serve: still serving {self._model.version}; looking for a new champion failed: {error}")
 
 
+def first_model(loader: ChampionLoader, tables: Tables | None) -> ChampionModel:
+    """A model that alone holds the champion it begins with: whoever else kept it would keep its memory for good."""
+    retriever = loader.load()
+    return ChampionModel(retriever, read_user_events(tables, config=retriever.model.config) if tables else None)
+
+
 def follow_champion(model: ChampionModel, loader: ChampionLoader) -> bool:
     """Switch to the registry's champion if it changed; returns whether it did."""
     retriever = loader.load_if_changed(model.version)
@@ -254,12 +260,10 @@ def serve(
         use_one_core()
         tables = read_tables(data_uri) if data_uri else None
         loader = ChampionLoader(Registry.existing(registry_uri))
-        retriever = loader.load()
-        known = read_user_events(tables, config=retriever.model.config) if tables else None
-        model = ChampionModel(retriever, known)
+        model = first_model(loader, tables)
         app.add_middleware(RequestGuard, on_refusal=monitoring.refused)
         settle()
         server = ChampionServer(model, loader, sockets=sockets, poll_seconds=poll_seconds)
         listen(sockets, host, port)
-        say(f"serve: {retriever.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
+        say(f"serve: {model.version} answered a query; listening on http://{host}:{port}/v2/models/{MODEL_NAME}")
         server.start([model])
