@@ -138,11 +138,15 @@ def test_a_champion_that_cannot_be_read_is_downloaded_ever_less_often_until_it_i
         """How many downloads so many failing polls took."""
         before = len(downloads)
         for _ in range(times):
-            with pytest.raises(CorruptArtifactError, match=second):
+            with pytest.raises(CorruptArtifactError, match=second) as refusal:
                 loader.load_if_changed(first)
+            depths.append(len(refusal.traceback))
         return len(downloads) - before
 
+    depths: list[int] = []
     assert [polled(1), polled(8)] == [1, 3]  # at once, then after 2, 4 and 8 more
+    # What is raised again holds neither the frames of earlier polls nor what those had loaded.
+    assert depths[5:8] == [2, 2, 2]
     damaged.write_bytes(whole)
     assert polled(7) == 0
     repaired = loader.load_if_changed(first)

@@ -58,7 +58,7 @@ class ChampionLoader:
             return None
         broken = self._broken if self._broken and self._broken.champion == champion else _Broken(champion)
         if broken.error and not broken.is_due():
-            raise broken.error
+            raise broken.error.with_traceback(None)  # each poll would add to it, and keep what it had loaded
         try:
             return self._load(champion.version)
         except CorruptArtifactError as error:
