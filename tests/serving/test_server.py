@@ -188,6 +188,7 @@ def test_requests_leave_no_line_in_the_log_whatever_their_answer(service: Servic
         response = connection.getresponse()
         assert response.status == 400
         assert "nonsense" in response.read().decode()
+        assert service.get("/v2/models/another/ready")[0] == 404
     assert service.log_path.stat().st_size == before
 
 

@@ -36,7 +36,7 @@ from conversion_retrieval.tables import Tables, read_tables
 # The model server reads the process's arguments when imported, and these are ours.
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer  # noqa: E402
-from kserve.errors import InvalidInput, ServerNotReady  # noqa: E402
+from kserve.errors import InvalidInput, ModelNotFound, ServerNotReady  # noqa: E402
 from kserve.model_server import app  # noqa: E402
 
 sys.argv = _arguments
@@ -182,7 +182,7 @@ def follow_champion(model: ChampionModel, loader: ChampionLoader) -> bool:
 
 def is_news(record: logging.LogRecord) -> bool:
     """Whether the log is where a record belongs: refusals are counted, and anyone could fill a disk with them."""
-    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ServerNotReady))
+    return not (record.exc_info and isinstance(record.exc_info[1], InvalidInput | ServerNotReady | ModelNotFound))
 
 
 def use_one_core() -> None:
