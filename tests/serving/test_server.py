@@ -221,6 +221,24 @@ def test_protocol_metadata_describes_the_model(service: Service) -> None:
     assert service.get(f"/v2/models/{NAME}/ready")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/health/live", f"/v2/models/{NAME}", "/metrics"])
+def test_head_is_answered_as_get_is_without_the_body(service: Service, path: str) -> None:
+    connection = service.connect()
+    connection.request("HEAD", path)
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"")
+    connection.request("GET", path)  # the connection is still in order
+    assert connection.getresponse().status == 200
+
+
+def test_a_wrong_method_is_told_which_are_allowed(service: Service) -> None:
+    for path, method, allowed in ((INFER, "GET", "POST"), ("/v2/health/ready", "POST", "GET, HEAD")):
+        connection = service.connect()
+        connection.request(method, path)
+        response = connection.getresponse()
+        assert (response.status, response.headers["allow"]) == (405, allowed)
+
+
 def test_metrics_count_answers_and_name_the_served_version(service: Service, retriever: Retriever) -> None:
     served = service.infer(history_document(retriever))["parameters"]["version"]
     content = service.get("/metrics")[1]

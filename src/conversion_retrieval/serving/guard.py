@@ -29,11 +29,11 @@ INFERENCE: Final = re.compile(r"/v2/models/[\w.-]{1,128}/infer")
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a failure
-    """A request that gets this status and sentence."""
+    """A request that gets this status and sentence; ``allow`` are the methods of its path, where that is the fault."""
 
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
+    def __init__(self, status: HTTPStatus, reason: str, *, allow: str = "") -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.allow = status, reason, allow
 
 
 class RequestGuard:
@@ -54,7 +54,8 @@ class RequestGuard:
             await _answer(send, refused)
             return
         if body is None:
-            await self._app(scope, receive, send)
+            # The model server has no HEAD: it answers as to GET, and the HTTP side leaves the body out.
+            await self._app({**scope, "method": "GET"}, receive, send)
         else:
             await self._app(_as_json(scope), _replay(body, receive), _with_length(send))
 
@@ -63,12 +64,12 @@ async def _checked_body(scope: Scope, receive: Receive) -> bytes | None:
     path, method = scope["path"], scope["method"]
     if READABLE.fullmatch(path):
         if method not in ("GET", "HEAD"):
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected GET {path}, found {method}"[:200])
+            raise _wrong_method("GET", path, method, allow="GET, HEAD")
         return None
     if not INFERENCE.fullmatch(path):
         raise Refused(HTTPStatus.NOT_FOUND, "expected a path of the Open Inference Protocol, such as /v2/health/ready")
     if method != "POST":
-        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected POST {path}, found {method}"[:200])
+        raise _wrong_method("POST", path, method, allow="POST")
     headers = {name.lower(): value for name, value in scope["headers"]}
     _check_headers(headers)
     try:
@@ -79,6 +80,10 @@ async def _checked_body(scope: Scope, receive: Receive) -> bytes | None:
         raise Refused(HTTPStatus.REQUEST_TIMEOUT, reason) from None
     check_inference(body)
     return body
+
+
+def _wrong_method(expected: str, path: str, found: str, *, allow: str) -> Refused:
+    return Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {expected} {path}, found {found}"[:200], allow=allow)
 
 
 def _check_headers(headers: dict[bytes, bytes]) -> None:
@@ -199,6 +204,8 @@ def _with_length(send: Send) -> Send:
 async def _answer(send: Send, refused: Refused) -> None:
     content = orjson.dumps({"error": refused.reason})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if refused.allow:
+        headers.append((b"allow", refused.allow.encode()))
     if refused.status != HTTPStatus.BAD_REQUEST:
         # A body may be left unread: the connection cannot be used again.
         headers.append((b"connection", b"close"))
