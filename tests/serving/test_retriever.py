@@ -14,6 +14,7 @@ from conversion_retrieval.contracts import read_manifest, write_manifest
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.dataset import FeatureDataset, Split
 from conversion_retrieval.features.spec import FeatureSpec
+from conversion_retrieval.index.build import apply_setting, build, needs_lifting, recipe
 from conversion_retrieval.recorded_config import SERVED
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
@@ -134,6 +135,30 @@ def test_advertiser_cap_keeps_the_best_of_each_advertiser(
             if taken[advertiser] <= 2:
                 expected.append(item)
         assert answer.item_ids == tuple(expected[:25])
+
+
+@pytest.mark.parametrize("setting", ["nprobe=1", "nprobe=2"])
+@pytest.mark.parametrize(
+    "options", [{"k": 150}, {"k": 1000}, {"k": 30, "advertiser_cap": 1}, {"k": 100, "exclude_seen": True}]
+)
+def test_an_approximate_index_that_runs_out_of_items_gives_as_many_as_an_exact_one(
+    retriever: Retriever, dataset: FeatureDataset, events: UserEvents, setting: str, options: dict
+) -> None:
+    """Its lists hold a fifth of the items each. Oracle: the exact index."""
+    vectors = np.asarray(retriever.item_vectors)
+    ivf = build(recipe("ivf", *vectors.shape, lift=needs_lifting(vectors)), vectors)
+    apply_setting(ivf, setting)
+    approximate = dataclasses.replace(retriever, index=dataclasses.replace(retriever.index, index=ivf))
+    split = dataset.split("test")
+    requests = requests_of(dataset, split, some_rows(split), **options)
+    found, expected = ask(approximate, events, requests), ask(retriever, events, requests)
+    assert [len(answer.item_ids) for answer in found] == [len(answer.item_ids) for answer in expected]
+    for answer in found:
+        assert len(set(answer.item_ids)) == len(answer.item_ids)
+        assert list(answer.scores) == sorted(answer.scores, reverse=True)
+    if options["k"] > 100:  # more than both lists hold: all come from the exact search
+        for answer, exact in zip(found, expected, strict=True):
+            np.testing.assert_allclose(answer.scores, exact.scores, atol=1e-5)
 
 
 def test_reasons_are_the_history_items_with_the_largest_cosine(

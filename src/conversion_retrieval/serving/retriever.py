@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from conversion_retrieval.errors import CorruptArtifactError
+from conversion_retrieval.evaluation.ranking import top_k_of
 from conversion_retrieval.features.dataset import FeatureDataset
 from conversion_retrieval.features.inputs import QueryArrays
 from conversion_retrieval.index.search import ItemIndex, read_index
@@ -168,13 +169,23 @@ class Retriever:
         rows: NDArray[np.int64],
         scores: NDArray[np.float32],
     ) -> _Hits:
-        """The best ``k`` of a search's result that pass; searches for more until they are enough."""
+        """The best ``k`` of a search's result that pass; searches for more until they are enough.
+
+        Exactly once an approximate search could not fill its places: the few cells that suffice for its target, or what
+        its graph leads to, can hold far fewer items than were asked for. A search that finds nothing at all is left at
+        that: its vector is not finite, or the index is broken, which must not go unnoticed.
+        """
+        exactly = False
         while True:
             keep = self._allowed(rows, request, seen)
-            if keep.sum() >= request.k or len(rows) >= len(self.index) or (rows < 0).any():
+            if keep.sum() >= request.k or (rows >= 0).sum() in (0, len(self.index)):
                 return rows[keep][: request.k], scores[keep][: request.k]
-            wanted = min(len(rows) * 4, len(self.index))
-            scores, rows = (found[0] for found in self.index.search(vector[None], wanted))
+            exactly = exactly or bool((rows < 0).any())
+            search = self._search_exactly if exactly else self.index.search
+            scores, rows = (found[0] for found in search(vector[None], min(len(rows) * 4, len(self.index))))
+
+    def _search_exactly(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return top_k_of(vectors @ self.item_vectors.T, k)
 
     def _allowed(self, rows: NDArray[np.int64], request: Request, seen: NDArray[np.int64]) -> NDArray[np.bool_]:
         keep = rows >= 0
