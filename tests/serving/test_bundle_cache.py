@@ -183,3 +183,13 @@ def test_a_temporary_directory_of_somebody_else_is_refused(tmp_path: Path, monke
     monkeypatch.setattr(os, "getuid", lambda: other)
     with pytest.raises(UserError, match="found somebody else's: set CONVERSION_RETRIEVAL_CACHE"):
         bundle_cache.cache_dir()
+
+
+@pytest.mark.parametrize("below", ["", "no directory"])
+def test_a_chosen_directory_that_cannot_be_one_is_one_line(
+    registry: Registry, promoted: Callable[[str], str], tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").touch()
+    cache = BundleCache(tmp_path / "file" / below)
+    with pytest.raises(UserError, match=r"at .*/file.*, found none that can be written to: set CONVERSION_RETRIEVAL_"):
+        cache.fetch(registry, promoted("first"))

@@ -69,10 +69,10 @@ class BundleCache:
     def fetch(self, registry: Registry, version: str) -> Bundle:
         """The bundle of a version, every byte verified: the copy at hand if it is whole, else a new download.
 
-        Raises what ``Registry.manifest`` and ``Registry.download`` raise.
+        Raises what ``Registry.manifest`` and ``Registry.download`` raise; ``UserError`` where no copy can be kept.
         """
         digest = registry.manifest(version).digest
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_root()
         with self._locked():
             bundle = self._kept(version, digest) or self._downloaded(registry, version)
             if version not in self._used:
@@ -87,6 +87,18 @@ class BundleCache:
             self._used.pop(name).close()
         with self._locked():
             self._delete_unused()
+
+    def _make_root(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            writable = os.access(self.root, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise UserError(
+                f"expected a directory for copies of bundles at {self.root}, found none that can be written to: "
+                f"set {CACHE_VARIABLE} to another"
+            )
 
     def _delete_unused(self) -> None:
         unused = [path for path in self.root.glob(f"*/{MANIFEST}") if _is_unlocked(path)]
