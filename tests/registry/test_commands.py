@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.evaluation.config import EvaluationConfig
 from conversion_retrieval.registry import commands
 from conversion_retrieval.registry.decision import ChampionState
@@ -41,6 +41,18 @@ def test_show_tells_the_champions_role_reason_and_metrics(
     assert "conversion/recall" in told
     commands.show(uri, versions[0])
     assert f"{versions[0]} (kept version of {uri})" in capsys.readouterr().out
+
+
+def test_a_version_to_roll_back_to_is_shown_while_the_champion_cannot_be_read(
+    uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(uri) / "champion.json").write_text("{")
+    commands.show(uri, versions[1])
+    told = capsys.readouterr().out
+    assert f"{versions[1]} (kept version of {uri}, whose champion is not known: expected a champion pointer" in told
+    assert "made by hand" in told
+    with pytest.raises(CorruptArtifactError, match="expected a champion pointer"):
+        commands.show(uri)
 
 
 def test_a_log_is_wide_enough_for_the_intervals_of_all_cut_offs(

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion_retrieval.command_line import output_width
-from conversion_retrieval.errors import UserError
+from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.registry.bundle import DIGEST_CHARACTERS
 from conversion_retrieval.registry.comparison import Difference, compare
 from conversion_retrieval.registry.decision import Check
@@ -30,10 +30,8 @@ MARKS: Final = {True: "passed", False: "failed", None: "undecided"}
 def show(registry_uri: str, version: str | None = None) -> None:
     """Print a version (the champion if none is named): why it was promoted, checks, main metrics, inputs."""
     registry = Registry.existing(registry_uri)
-    champion = registry.champion()
-    shown = registry.show(version or _champion_version(champion, registry.uri))
-    role = {True: "champion", False: "kept version"}[champion is not None and champion.version == shown.name]
-    CONSOLE.print(f"{shown.name} ({role} of {registry.uri})\n{shown.decision.reason}")
+    shown = registry.show(version or _champion_version(registry.champion(), registry.uri))
+    CONSOLE.print(f"{shown.name} ({_role(registry, shown.name)})\n{shown.decision.reason}")
     checks = [_check_row(check) for check in shown.decision.checks]
     _print_table("checks", ("check", "result", "value", "threshold", "interval", "n"), checks)
     _print_metrics(shown.metrics)
@@ -85,6 +83,16 @@ def _champion_version(champion: Champion | None, uri: str) -> str:
     if champion is None:
         raise UserError(f"expected a champion in {uri}, found none: promote a first one with allow_first")
     return champion.version
+
+
+def _role(registry: Registry, version: str) -> str:
+    """Of a named version also where the champion cannot be read: one to roll back to is looked at first."""
+    try:
+        champion = registry.champion()
+    except CorruptArtifactError as error:
+        return f"kept version of {registry.uri}, whose champion is not known: {error}"
+    role = "champion" if champion is not None and champion.version == version else "kept version"
+    return f"{role} of {registry.uri}"
 
 
 def _check_row(check: Check) -> tuple[str, ...]:
