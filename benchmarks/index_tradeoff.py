@@ -70,7 +70,7 @@ def main() -> None:
     exact.add(items)
     _, truth = top_k(test, items, config.recall_k)
     _, found = tuned.index.search(test, config.recall_k)
-    recalls = search_recall(found, truth)
+    recalls = search_recall(found, truth, test, items)
     ours = queries_per_second(tuned.index.search, test, config.recall_k)
     theirs = queries_per_second(exact.search, test[: options.exact_queries], config.recall_k)
     product = queries_per_second(search_of(exact), test[: options.exact_queries], config.recall_k)

@@ -28,7 +28,7 @@ def test_every_kind_nears_exact_search_at_its_most_accurate_setting(kind, dim, l
     apply_setting(index, made.settings[-1])
     _, found = index.search(queries, 20)
     _, truth = top_k(queries, items, 20)
-    assert search_recall(found, truth).mean() > (0.999 if kind == "exact" else 0.95)
+    assert search_recall(found, truth, queries, items).mean() > (0.999 if kind == "exact" else 0.95)
 
 
 @pytest.mark.parametrize(("kind", "setting", "read"), [("ivf", "nprobe=7", 7), ("ivf_pq", "nprobe=5,k_factor_rf=4", 5)])
@@ -93,11 +93,11 @@ def test_items_that_are_long_for_their_popularity_do_not_hide_the_others(kind, s
     apply_setting(index, setting)
     scores, found = index.search(queries, 20)
     _, truth = top_k(queries, items, 20)
-    assert search_recall(found, truth).mean() > 0.95
+    assert search_recall(found, truth, queries, items).mean() > 0.95
     exact = np.take_along_axis(queries @ items.T, found, axis=1)
     np.testing.assert_allclose(scores, exact, atol=0.02 * float(exact.max()))
     if kind == "hnsw":
         plain = faiss.index_factory(items.shape[1], "HNSW32,Flat", faiss.METRIC_INNER_PRODUCT)
         plain.add(items)
         plain.hnsw.efSearch = 256
-        assert search_recall(plain.search(queries, 20)[1], truth).mean() < 0.8
+        assert search_recall(plain.search(queries, 20)[1], truth, queries, items).mean() < 0.8

@@ -45,7 +45,25 @@ def test_without_a_setting_within_the_budget_the_most_accurate_is_chosen():
 
 def test_recall_counts_shared_items_and_never_missing_ones():
     truth, found = np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), np.array([[4, 3, -1, -1], [9, 10, 11, 5]])
-    np.testing.assert_allclose(search_recall(found, truth), [0.5, 0.25])
+    vectors, queries = np.eye(12, dtype=np.float32), np.zeros((2, 12), np.float32)
+    np.put_along_axis(queries, truth, 1, axis=1)
+    np.testing.assert_allclose(search_recall(found, truth, queries, vectors), [0.5, 0.25])
+
+
+def test_of_equally_scored_items_any_counts_as_often_as_the_list_has_room_for_it():
+    # Two better items, and five equal ones for the two places that are left.
+    vectors, queries = np.array([[3], [2], [1], [1], [1], [1], [1], [0]], np.float32), np.ones((1, 1), np.float32)
+    lists = {(0, 1, 5, 6): 1.0, (0, 1, 5, 7): 0.75, (0, 5, 6, -1): 0.75, (3, 4, 5, 6): 0.5, (7, -1, -1, -1): 0.0}
+    for found, recall in lists.items():
+        assert search_recall(np.array([found]), np.array([[0, 1, 2, 3]]), queries, vectors) == recall
+
+
+@pytest.mark.parametrize("copies", [200, 600])
+def test_an_exact_index_finds_all_of_exact_search_where_items_are_the_same(copies):
+    items, queries = clustered(600, 16), clustered(20, 16, seed=1)
+    items[-copies:] = items[-1]
+    tuned = tune_index(items, queries, IndexConfig(max_latency_ms=1e6))
+    assert (tuned.chosen.recall, all(tuned.met.values())) == (1.0, True)
 
 
 def test_a_small_catalogue_is_searched_exactly():
@@ -63,7 +81,7 @@ def test_a_large_catalogue_is_tuned_to_the_target_and_the_parameters_are_left_se
     assert tuned.chosen.recall >= 0.95
     _, found = tuned.index.search(queries, 20)
     truth = np.argsort(-(queries @ items.T), axis=1)[:, :20]
-    assert search_recall(found, truth).mean() == pytest.approx(tuned.chosen.recall, abs=0.002)
+    assert search_recall(found, truth, queries, items).mean() == pytest.approx(tuned.chosen.recall, abs=0.002)
 
 
 def test_a_budget_out_of_reach_is_reported_as_missed():

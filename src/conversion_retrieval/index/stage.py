@@ -145,7 +145,7 @@ def _test_recall(index: Any, test: EvaluationWindow, vectors: ModelVectors, conf
     users = test.users[rows] if count else np.arange(len(queries))
     _, truth = top_k(queries, vectors.items, config.recall_k)
     _, found = search_of(index)(queries, truth.shape[1])
-    recalls = search_recall(found, truth)[:, None]
+    recalls = search_recall(found, truth, queries, vectors.items)[:, None]
     num_users = int(users.max()) + 1
     sums, counts = (sum_by_user(values, users, num_users) for values in (recalls, np.ones_like(recalls)))
     interval = UserBootstrap(num_users=num_users, seed=config.seed).intervals(sums, counts)

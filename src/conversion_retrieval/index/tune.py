@@ -24,6 +24,7 @@ from conversion_retrieval.progress import say
 LARGE: Final[tuple[Kind, ...]] = ("exact", "ivf_pq", "ivf", "hnsw")
 LATENCY_QUERIES: Final = 200
 SETTINGS_BEYOND_TARGET: Final = 3
+SCORE_ROUNDING: Final = 1e-5  # of a list's largest score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def tune_index(vectors: NDArray[np.float32], queries: NDArray[np.float32], confi
     for candidate in _candidates(vectors, config):
         say(f"build_index: building {candidate.factory} over {len(vectors):,} items")
         index = build(candidate, vectors, seed=config.seed)
-        measured = list(_measure_settings(index, candidate, queries, truth, config))
+        measured = list(_measure_settings(index, candidate, queries, vectors, truth, config))
         points += measured
         winner = choose(measured, config)
         if best is None or choose([best[1], winner], config) is winner:
@@ -96,10 +97,28 @@ def choose(points: list[Point], config: IndexConfig) -> Point:
     return max(small, key=lambda point: point.recall)
 
 
-def search_recall(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Share of each query's exact list [Q, k] that was found [Q, k]; -1 is nothing."""
-    hits = [np.isin(exact, rows).mean() for exact, rows in zip(truth, found, strict=True)]
-    return np.array(hits, np.float64)
+def search_recall(
+    found: NDArray[np.integer], truth: NDArray[np.integer], queries: NDArray[np.float32], vectors: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Share of each query's exact list [Q, k] that was found [Q, k]; -1 is nothing.
+
+    Which of equally scored items end a list is chance, and another one the next time: any of them fills a place there.
+    ``queries`` [Q, D], ``vectors`` [N, D].
+    """
+    hits = [_hits(rows, exact, query, vectors) for rows, exact, query in zip(found, truth, queries, strict=True)]
+    shares: NDArray[np.float64] = np.array(hits, np.float64) / truth.shape[1]
+    return shares
+
+
+def _hits(
+    found: NDArray[np.integer], truth: NDArray[np.integer], query: NDArray[np.float32], vectors: NDArray[np.float32]
+) -> int:
+    rows, exact = found[found >= 0], vectors[truth] @ query
+    last, rounding = exact.min(initial=np.inf), SCORE_ROUNDING * np.abs(exact).max(initial=0.0)
+    ending = exact <= last + rounding
+    better = np.isin(rows, truth[~ending])
+    equal = ~better & (np.isin(rows, truth) | (vectors[rows] @ query >= last - rounding))
+    return int(better.sum() + min(equal.sum(), ending.sum()))
 
 
 def latency_ms(index: Any, queries: NDArray[np.float32], k: int) -> tuple[float, float]:
@@ -142,7 +161,12 @@ def _candidates(vectors: NDArray[np.float32], config: IndexConfig) -> list[Recip
 
 
 def _measure_settings(
-    index: Any, candidate: Recipe, queries: NDArray[np.float32], truth: NDArray[np.int64], config: IndexConfig
+    index: Any,
+    candidate: Recipe,
+    queries: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    config: IndexConfig,
 ) -> Iterator[Point]:
     """Measure settings from fast to accurate, up to a few beyond the target: those can only be slower."""
     reached = 0
@@ -155,7 +179,7 @@ def _measure_settings(
             kind=candidate.kind,
             factory=candidate.factory,
             setting=setting,
-            recall=float(search_recall(found, truth).mean()),
+            recall=float(search_recall(found, truth, queries, vectors).mean()),
             p50_ms=p50,
             p99_ms=p99,
             queries_per_second=len(queries) / max(seconds, 1e-9),
