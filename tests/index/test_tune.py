@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from conversion_retrieval.errors import UserError
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.index.tune import Point, choose, search_recall, tune_index
 from tests.index.test_build import clustered
@@ -70,6 +71,17 @@ def test_a_small_catalogue_is_searched_exactly():
     items, queries = clustered(500, 16), clustered(20, 16, seed=1)
     tuned = tune_index(items, queries, IndexConfig(max_latency_ms=1e6))
     assert (tuned.chosen.kind, tuned.chosen.recall, all(tuned.met.values())) == ("exact", 1.0, True)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16])
+def test_a_catalogue_too_small_for_quantisers_gets_the_other_kinds(count):
+    items, queries = clustered(count, 8), clustered(20, 8, seed=1)
+    tuned = tune_index(items, queries, IndexConfig(max_exact_items=0, max_latency_ms=1e6))
+    assert (tuned.chosen.recall, all(tuned.met.values())) == (1.0, True)
+    assert {p.kind for p in tuned.trade_off} >= {"exact", "ivf", "hnsw"}
+    if count < 16:
+        with pytest.raises(UserError, match=f"expected 16 items or more for index.kind=ivf_pq, found {count}: set"):
+            tune_index(items, queries, IndexConfig(kind="ivf_pq"))
 
 
 def test_a_large_catalogue_is_tuned_to_the_target_and_the_parameters_are_left_set():

@@ -16,12 +16,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from conversion_retrieval.errors import UserError
+
 Kind = Literal["exact", "hnsw", "ivf", "ivf_pq"]
 HNSW_NEIGHBORS: Final = 32
 HNSW_BUILD_DEPTH: Final = 80
 TRAINING_VECTORS_PER_LIST: Final = 64
 MIN_VECTORS_PER_LIST: Final = 39  # FAISS warns below
 EQUAL_LENGTHS: Final = 1e-3
+PQ_CENTROIDS: Final = 16  # of each quantiser of 4 bits: FAISS trains them on no fewer vectors
 PQ_ALIGNMENT: Final = 4  # the quantiser codes pairs of dimensions, and needs an even number of pairs
 
 
@@ -42,10 +45,22 @@ class Recipe:
 
 
 def recipe(kind: Kind, num_items: int, dim: int, *, lift: bool = True) -> Recipe:
-    """How an index of this kind is built for ``num_items`` vectors of ``dim`` dimensions; lifted only if not exact."""
+    """How an index of this kind is built for ``num_items`` vectors of ``dim`` dimensions; lifted only if not exact.
+
+    Raises ``UserError`` for a kind that cannot be trained on so few.
+    """
     if kind == "exact":
         return _exact(num_items, dim)
+    if not can_be_trained(kind, num_items):
+        raise UserError(
+            f"expected {PQ_CENTROIDS} items or more for index.kind=ivf_pq, found {num_items}: set index.kind=exact"
+        )
     return {"hnsw": _hnsw, "ivf": _ivf, "ivf_pq": _ivf_pq}[kind](num_items, dim, lift)
+
+
+def can_be_trained(kind: Kind, num_items: int) -> bool:
+    """Whether a catalogue has as many items as this kind of index learns from."""
+    return kind != "ivf_pq" or num_items >= PQ_CENTROIDS
 
 
 def needs_lifting(vectors: NDArray[np.float32]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from conversion_retrieval.evaluation.ranking import top_k
-from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build, needs_lifting, recipe
+from conversion_retrieval.index.build import Kind, Recipe, apply_setting, build, can_be_trained, needs_lifting, recipe
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.index.flat import Search, search_of
 from conversion_retrieval.progress import say
@@ -155,7 +155,7 @@ def _candidates(vectors: NDArray[np.float32], config: IndexConfig) -> list[Recip
         return [recipe(config.kind, num_items, dim, lift=lift)]
     if num_items <= config.max_exact_items:
         return [recipe("exact", num_items, dim)]
-    recipes = [recipe(kind, num_items, dim, lift=lift) for kind in LARGE]
+    recipes = [recipe(kind, num_items, dim, lift=lift) for kind in LARGE if can_be_trained(kind, num_items)]
     fitting = [candidate for candidate in recipes if candidate.memory_mb <= config.max_memory_mb]
     return fitting or [min(recipes, key=lambda candidate: candidate.memory_mb)]
 
