@@ -64,3 +64,15 @@ def test_an_error_tells_the_number_of_the_request_in_its_own_call(retriever: Ret
         assert all(isinstance(answer, Answered) for answer in others)
         assert isinstance(wrong, UserError)
         assert "request 2: " in str(wrong)
+
+
+def test_an_answered_request_is_observed_once_whatever_is_wrong_beside_it(
+    retriever: Retriever, events: UserEvents
+) -> None:
+    observed: list[int] = []
+    answerer = Answerer(retriever=retriever, known=events, observe=lambda queries: observed.append(len(queries)))
+    good = json.dumps({"user_id": events.user_ids[0]})
+    bad = json.dumps({"user_id": "u", "history": [], "user_columns": {"nonsense": 1}})
+    answers = answerer([[good, good], [good], [good, bad]])
+    assert [isinstance(answer, Answered) for answer in answers] == [True, True, False]
+    assert sum(observed) == 3

@@ -20,7 +20,8 @@ from conversion_retrieval.serving.protocol import (
 from conversion_retrieval.serving.requests import UserEvents
 from conversion_retrieval.serving.retriever import Candidates, Retriever
 
-_Answer = Callable[[list[RequestDocument]], list[Candidates]]
+_Observe = Callable[[QueryArrays], None]
+_Answer = Callable[[list[RequestDocument], _Observe], list[Candidates]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,9 @@ class Answered:
 
 
 class Answerer:
-    """A bundle with the events it may look users up in; ``observe`` sees all tower inputs."""
+    """A bundle with the events it may look users up in; ``observe`` sees the tower inputs of all answers, once."""
 
-    def __init__(
-        self, *, retriever: Retriever, known: UserEvents | None, observe: Callable[[QueryArrays], None] | None = None
-    ) -> None:
+    def __init__(self, *, retriever: Retriever, known: UserEvents | None, observe: _Observe | None = None) -> None:
         self.retriever, self._known, self._observe = retriever, known, observe
         self._users = None if known is None else KnownUsers.of(known, retriever.features)
 
@@ -58,9 +57,13 @@ class Answerer:
     def _answer(self, calls: list[list[RequestDocument]]) -> list[Answered]:
         documents = [document for call in calls for document in call]
         found: list[Candidates | None] = [None] * len(documents)
+        observed: list[QueryArrays] = []
         for answer, rows in self._ways(documents, calls):
-            for row, candidates in zip(rows, answer([documents[row] for row in rows]), strict=True):
+            for row, candidates in zip(rows, answer([documents[row] for row in rows], observed.append), strict=True):
                 found[row] = candidates
+        if self._observe:
+            for arrays in observed:  # not before: a wrong call makes all of its batch come again
+                self._observe(arrays)
         answers = [candidates for candidates in found if candidates is not None]
         ends = list(accumulate(map(len, calls)))
         spans = zip([0, *ends], ends, strict=False)
@@ -80,7 +83,7 @@ class Answerer:
             if rows := [row for row, is_known in enumerate(known) if is_known is wanted]:
                 yield answer, rows
 
-    def _answer_known(self, documents: list[RequestDocument]) -> list[Candidates]:
+    def _answer_known(self, documents: list[RequestDocument], observe: _Observe) -> list[Candidates]:
         assert self._users is not None
         user_ids, columns = [document.user_id for document in documents], self.retriever.model.spec.users.columns
         users = users_of(documents, self._users.columns_of(user_ids), columns)
@@ -88,11 +91,11 @@ class Answerer:
             users = pa.table({"user_id": pa.array(user_ids, pa.string())})
         requests, past = plain_requests(documents), self._users.past_of(user_ids)
         queries = self.retriever.features.encode_past(requests, past, users, np.arange(len(requests)))
-        return self.retriever.answer(requests, queries, observe=self._observe)
+        return self.retriever.answer(requests, queries, observe=observe)
 
-    def _answer_given(self, documents: list[RequestDocument]) -> list[Candidates]:
+    def _answer_given(self, documents: list[RequestDocument], observe: _Observe) -> list[Candidates]:
         requests, events = requests_of(documents, self._known, user_columns=self.retriever.model.spec.users.columns)
-        return self.retriever.retrieve(requests, events, np.arange(len(requests)), observe=self._observe)
+        return self.retriever.retrieve(requests, events, np.arange(len(requests)), observe=observe)
 
 
 def _parsed(texts: Sequence[str]) -> list[RequestDocument] | UserError:
