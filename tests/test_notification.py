@@ -118,8 +118,9 @@ def test_a_failure_after_validation_does_not_claim_the_earlier_verdict(webhook, 
     assert webhook.received[0]["text"].startswith("conversion-retrieval run run-1: failed")
 
 
-def test_a_busy_webhook_is_tried_again(webhook, tmp_path):
-    webhook.statuses += [503]
+@pytest.mark.parametrize("status", [503, 0])
+def test_a_webhook_that_is_busy_or_hangs_up_is_tried_again(webhook, tmp_path, status):
+    webhook.statuses += [status]
     assert tell(webhook, tmp_path / "registry")
     assert len(webhook.received) == 2
 

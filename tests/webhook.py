@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Webhook:
-    """Its address, the messages it got, and the statuses of the answers to come, 200 after those."""
+    """Its address, the messages it got, and the statuses of the answers to come, 200 after those; 0 is no answer."""
 
     url: str = ""
     received: list[dict[str, Any]] = field(default_factory=list)
@@ -26,8 +26,9 @@ def listening() -> Iterator[Webhook]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             webhook.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(webhook.statuses.pop(0) if webhook.statuses else 200)
-            self.end_headers()
+            if status := webhook.statuses.pop(0) if webhook.statuses else 200:
+                self.send_response(status)
+                self.end_headers()
 
         def log_message(self, *_: Any) -> None:
             pass

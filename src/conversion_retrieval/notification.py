@@ -141,10 +141,13 @@ def post(url: str, body: dict[str, Any]) -> None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """A 4xx is an answer, and the same next time."""
+    """A 4xx is an answer, and the same next time.
+
+    What happens before the request is sent is urllib's error; a connection that then breaks or says nothing is not.
+    """
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, urllib.error.URLError)
+    return isinstance(error, OSError)
 
 
 def _write_outcome(registry_uri: str, run_id: str, outcome: dict[str, Any]) -> None:
