@@ -170,6 +170,22 @@ def test_names_are_resolved_on_clusters_whose_resolver_is_no_pod(prod):
     assert all({port["port"] for port in rule["ports"]} == {53} for rule in policy["spec"]["egress"])
 
 
+# Kubernetes tells a pod to end and its Service to leave it out at the same time, and does not wait for the Service.
+SECONDS_UNTIL_NO_REQUEST_COMES = 5
+KUBERNETES_GRACE_SECONDS = 30
+
+
+def test_a_server_that_is_to_end_listens_until_no_more_requests_are_sent_to_it(prod, kserve_overlay):
+    (deployment,) = [d for d in prod if d["kind"] == "Deployment"]
+    (service,) = [d for d in kserve_overlay if d["kind"] == "InferenceService"]
+    for pod in (deployment["spec"]["template"]["spec"], service["spec"]["predictor"]):
+        (container,) = pod["containers"]
+        command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == "sleep"
+        grace = pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE_SECONDS)
+        assert SECONDS_UNTIL_NO_REQUEST_COMES <= float(seconds) < grace / 2
+
+
 @pytest.mark.parametrize("overlay", ["prod", "dev"])
 def test_applying_an_overlay_leaves_secrets_alone(overlay, request):
     assert not names(request.getfixturevalue(overlay), "Secret")
