@@ -26,7 +26,9 @@ FAR = datetime(9999, 12, 31, tzinfo=UTC)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     **{f"null_{name}": ({name: None}, f"without {name}") for name in REQUIRED},
     "unknown_event_type": ({"event_type": "buy"}, "of an unknown event_type"),
+    "unreadable_event_time": ({"event_time": -(10**17)}, "with event_time before year 1"),
     "future_dated": ({"event_time": FAR}, "with event_time after "),
+    "orphan_item": ({"item_id": "no such item"}, "on an item that the catalogue lacks"),
     "reported": ({"reported_time": FAR}, "with reported_time after "),
 }
 Copy = Callable[..., Path]
@@ -59,6 +61,10 @@ def newest(run: Run) -> dict[str, Any]:
 
 def table_of(run: Run, *rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), read_tables(run.data_dir).events.schema)
+
+
+def items_of(run: Run) -> frozenset[str]:
+    return frozenset(read_tables(run.data_dir).items.read()["item_id"].to_pylist())
 
 
 @pytest.mark.parametrize(("changes", "told"), BAD.values(), ids=BAD)
@@ -105,7 +111,7 @@ def test_what_is_left_out_is_what_validation_drops(
         kept = {row["event_id"] for row in cleaned.rows("SELECT event_id FROM kept")}
     assert dropped == set(rules)
     microseconds = pa.scalar(latest, TIMESTAMP).cast(pa.int64()).as_py()
-    found = pa.Table.from_batches(usable((part.batch for part in tables.events.batches()), microseconds))
+    found = pa.Table.from_batches(usable((part.batch for part in tables.events.batches()), microseconds, items_of(run)))
     assert "on time" in kept
     assert set(found["event_id"].to_pylist()) == kept
 
@@ -121,7 +127,7 @@ def test_a_row_counts_once_under_the_first_of_its_faults(
         {**newest, "event_type": "buy"},
         newest,
     ]
-    kept = pa.Table.from_batches(usable(table_of(run, *rows).to_batches(), latest_time(run.config)))
+    kept = pa.Table.from_batches(usable(table_of(run, *rows).to_batches(), latest_time(run.config), items_of(run)))
     assert kept.to_pylist() == [newest]
     assert capsys.readouterr().err == (
         "events: left out 5 rows: 1 without user_id, 1 without event_type, 1 without event_time, "

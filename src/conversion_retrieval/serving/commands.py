@@ -151,7 +151,8 @@ def read_user_events(
     wanted = None if user_ids is None else pa.array(sorted(set(user_ids)), pa.string())
     batches = (located.batch for located in tables.events.batches())
     asked = (b if wanted is None else b.filter(pc.is_in(b["user_id"], value_set=wanted)) for b in batches)
-    events = pa.Table.from_batches(usable(asked, latest), tables.events.schema)
+    item_ids = frozenset(tables.items.read(["item_id"])["item_id"].to_pylist())
+    events = pa.Table.from_batches(usable(asked, latest, item_ids), tables.events.schema)
     users = tables.users.read() if tables.users else None
     if users is not None and wanted is not None:
         users = users.filter(pc.is_in(users["user_id"], value_set=wanted))
