@@ -116,6 +116,29 @@ def test_what_is_left_out_is_what_validation_drops(
     assert set(found["event_id"].to_pylist()) == kept
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_rows_with_one_id_the_one_that_validation_keeps_is_taken_whatever_their_order(
+    run: Run, newest: dict[str, Any], tmp_path: Path, reverse: bool
+) -> None:
+    tables = read_tables(run.data_dir)
+    user = tables.users.read().filter(pc.equal(tables.users.read()["user_id"], newest["user_id"])).to_pylist()[0]
+    column = next(name for name, value in user.items() if name != "user_id" and isinstance(value, str))
+    repeated = {"events": [], "users": [{**user, column: "first"}, {**user, column: "zeroth"}], "items": []}
+    repeated["events"] = [{**newest, "item_id": item_id} for item_id in sorted(items_of(run))[:5]]
+    for name, rows in repeated.items():
+        table = getattr(tables, name).read()
+        added = pa.Table.from_pylist(rows[::-1] if reverse else rows, table.schema)
+        pq.write_table(pa.concat_tables([table, added] if reverse else [added, table]), tmp_path / f"{name}.parquet")
+    repeating = read_tables(tmp_path)
+    with open_database(tmp_path, memory_mb=512) as database:
+        cleaned = clean(database, repeating, latest=datetime.now(UTC))
+        (event,) = cleaned.rows("SELECT item_id FROM kept WHERE event_id = 'added'")
+        (kept,) = cleaned.rows(f"SELECT {column} FROM users WHERE user_id = '{newest['user_id']}'")
+    served = read_user_events(repeating, [newest["user_id"]])
+    assert served.table.filter(pc.equal(served.table["event_id"], "added"))["item_id"].to_pylist() == [event["item_id"]]
+    assert served.user_rows([newest["user_id"]])[column].to_pylist() == [kept[column]]
+
+
 def test_a_row_counts_once_under_the_first_of_its_faults(
     run: Run, newest: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

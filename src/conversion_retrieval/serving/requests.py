@@ -49,8 +49,11 @@ class UserEvents:
 
     @classmethod
     def of_table(cls, events: pa.Table, users: pa.Table | None = None) -> "UserEvents":
-        """Group raw canonical events; rows that repeat an event id count once, as in training."""
-        events = events.sort_by([(name, "ascending") for name in ("user_id", "event_time", "event_id")])
+        """Group raw canonical events; of rows that repeat an event id or a user the first by content counts, as in
+        training.
+        """
+        events = _by_content(events, "user_id", "event_time", "event_id")
+        users = None if users is None else _by_content(users, "user_id")
         events = events.filter(pa.array(_first_of_each(events["event_id"])))
         runs = pa.compute.run_end_encode(events["user_id"].combine_chunks())
         ids = tuple(value for run in _chunks(runs) for value in run.values.to_pylist())
@@ -92,6 +95,12 @@ def inline_events(histories: Iterable[Sequence[Mapping[str, Any]]], users: pa.Ta
     offsets = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
     table = pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
     return UserEvents(user_ids=tuple(map(str, range(len(lengths)))), offsets=offsets, table=table, users=users)
+
+
+def _by_content(table: pa.Table, *keys: str) -> pa.Table:
+    """Rows sorted by ``keys``, equal ones by their other columns, but for vectors, which have no order here."""
+    others = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    return table.sort_by([(name, "ascending") for name in dict.fromkeys([*keys, *others])])
 
 
 def _first_of_each(column: pa.ChunkedArray) -> NDArray[np.bool_]:
