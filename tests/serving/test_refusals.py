@@ -1,14 +1,17 @@
 """What a caller is told about a wrong request: the field, what was expected, what was found. Oracles: texts by hand."""
 
+import itertools
 import json
+import random
 import re
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from conversion_retrieval.errors import UserError
-from conversion_retrieval.serving.guard import Refused, check_inference
+from conversion_retrieval.serving.guard import MAX_BODY_BYTES, MAX_NESTING, Refused, check_inference
 from conversion_retrieval.serving.protocol import INPUT, MAX_BATCH, parse_requests
 
 EVENT = {"item_id": "i", "event_type": "click", "event_time": "2026-01-01T00:00:00Z"}
@@ -127,3 +130,32 @@ def test_a_wrong_inference_body_is_told_what_was_found(document: Any, expected: 
 
 def test_a_good_inference_body_passes() -> None:
     check_inference(json.dumps(inference()).encode())
+
+
+def deepest(body: bytes) -> int:
+    """Oracle: brackets counted one by one."""
+    depths = itertools.accumulate((byte in b"[{") - (byte in b"]}") for byte in body)
+    return max(depths, default=0)
+
+
+def test_what_is_nested_too_deeply_is_refused_and_nothing_else() -> None:
+    rng = random.Random(0)
+    bodies = [bytes(rng.choices(b"[{]}x\xff", weights=(4, 4, 3, 3, 1, 1), k=rng.randrange(400))) for _ in range(300)]
+    refused = []
+    for body in bodies:
+        with pytest.raises(Refused) as caught:  # none of them is an inference request
+            check_inference(body)
+        refused.append("levels of nesting" in str(caught.value))
+    assert refused == [deepest(body) > MAX_NESTING for body in bodies]
+    assert 0 < sum(refused) < len(bodies)
+
+
+def test_brackets_of_a_large_body_are_not_counted_one_by_one() -> None:
+    body = b'"' + b"[]" * (MAX_BODY_BYTES // 2 - 1) + b'"'
+    start = time.thread_time()
+    assert deepest(body) == 1
+    one_by_one = time.thread_time() - start
+    start = time.thread_time()
+    with pytest.raises(Refused):
+        check_inference(body)
+    assert time.thread_time() - start < one_by_one
