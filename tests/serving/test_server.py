@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -130,10 +131,12 @@ def test_a_bound_address_refuses_connections_until_it_listens_and_is_free_again_
             socket.create_connection(("127.0.0.1", port)).close()
 
 
-def test_a_host_that_is_not_this_machines_is_one_line() -> None:
+@pytest.mark.parametrize("host", ["192.0.2.1", "h" * 64, "host\udcff"])
+def test_a_host_that_is_not_this_machines_is_one_line(host: str) -> None:
     from conversion_retrieval.serving.server import bound
 
-    with pytest.raises(UserError, match=r"expected to listen on 192\.0\.2\.1, .*--host"), bound("192.0.2.1", 8080):
+    expected = rf"expected to listen on {re.escape(host)}, .*--host"
+    with pytest.raises(UserError, match=expected), bound(host, 8080):
         pass
 
 

@@ -232,9 +232,10 @@ def listen(sockets: Sequence[socket.socket], host: str, port: int) -> None:
 def _translated(host: str, port: int) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that cannot be looked up at all
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"expected to listen on {host}, port {port}, found: {error.strerror}; choose another --port or --host"
+            f"expected to listen on {host}, port {port}, found: {reason}; choose another --port or --host"
         ) from None
 
 
