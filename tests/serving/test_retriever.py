@@ -18,6 +18,7 @@ from conversion_retrieval.index.build import apply_setting, build, needs_lifting
 from conversion_retrieval.recorded_config import SERVED
 from conversion_retrieval.registry.decision import ChampionState
 from conversion_retrieval.registry.registry import Registry
+from conversion_retrieval.serving import commands
 from conversion_retrieval.serving.champion import ChampionLoader
 from conversion_retrieval.serving.commands import read_user_events, retrieve_requests, retrieve_user
 from conversion_retrieval.serving.requests import Request, UserEvents, inline_events
@@ -311,6 +312,15 @@ def test_a_request_column_that_would_be_left_out_or_guessed_is_refused(
     pq.write_table(pa.table({"user_id": ["u"], column: values}), path)
     with pytest.raises(UserError, match=says):
         retrieve_requests("registry", "data", path, None)
+
+
+def test_integer_ids_that_became_floats_because_of_nulls_are_those_integers(tmp_path: Path) -> None:
+    path, ids = tmp_path / "requests.parquet", [7, 12_345_678_901, 2**53 - 1]
+    columns = {"user_id": pa.array(ids, pa.float64()), "context_item_id": pa.array([None, *ids[1:]], pa.float64())}
+    pq.write_table(pa.table(columns), path)
+    read = commands._read_requests(path)
+    assert read["user_id"].to_pylist() == list(map(str, ids))
+    assert read["context_item_id"].to_pylist() == [None, *map(str, ids[1:])]
 
 
 def test_times_of_requests_may_be_timestamps_or_texts_with_a_zone(

@@ -16,6 +16,7 @@ from conversion_retrieval.command_line import output_width
 from conversion_retrieval.config import PipelineConfig
 from conversion_retrieval.contracts import new_file
 from conversion_retrieval.errors import UserError, one_line
+from conversion_retrieval.features.encoding import as_strings
 from conversion_retrieval.progress import track
 from conversion_retrieval.registry.registry import Registry
 from conversion_retrieval.schema import TIMESTAMP, is_text
@@ -210,6 +211,9 @@ def _read_requests(path: Path) -> pa.Table:
                 f"expected times with a time zone in column time of {path}, found {field.type}: write timestamps in "
                 "UTC, or texts such as 2026-01-05T12:00:00Z"
             )
+    for name in {"user_id", "context_item_id"}.intersection(table.column_names):
+        if pa.types.is_floating(table[name].type):  # long ids would become texts such as 1.2e+10
+            table = table.set_column(table.column_names.index(name), name, as_strings(table[name]))
     try:
         table = table.cast(pa.schema([(name, kinds[name]) for name in table.column_names]))
     except pa.ArrowException as error:
