@@ -296,6 +296,21 @@ def test_expected_missing_share_corrects_for_reports_still_to_come():
     assert curve["expected_missing_share"]["test"] == pytest.approx(0.5)
 
 
+def test_a_report_at_the_very_moment_that_labels_are_cut_is_expected_to_be_missing():
+    """Oracle: a log of whole days; half of all conversions is reported a day later, of the last day's none of those."""
+    windows = SplitWindows(
+        train=Window(start=0, end=80 * DAY),
+        validation=Window(start=80 * DAY, end=90 * DAY),
+        test=Window(start=90 * DAY, end=100 * DAY),
+        as_of=100 * DAY,
+        known_until=100 * DAY,
+    )
+    time, delay = np.repeat(np.arange(100), 2) * DAY, np.tile([0, 1], 100) * DAY
+    known = time + delay < windows.known_until
+    missing = delay_curve(time[known], (time + delay)[known], windows)["expected_missing_share"]
+    assert missing == pytest.approx({"train": 1 / 160, "validation": 0, "test": 1 / 20, "recent": 1 / 20})
+
+
 def test_pooling_by_advertiser_lowers_the_label_variance():
     counts = np.zeros((2, 5), np.int64)
     counts[:, 0], counts[:, 4] = 10, 1  # ten impressions and one checkout each

@@ -30,7 +30,7 @@ def delay_curve(time: NDArray[np.int64], available: NDArray[np.int64], windows: 
 
     ``share_reported`` is the empirical distribution of ``available - event_time`` over conversions at least as old as
     the longest listed delay (over all, when none is that old). A window's expected total is the sum of
-    ``1 / F(age)`` over its known conversions (inverse probability of being reported by now).
+    ``1 / F(age)`` over its known conversions (inverse probability of being reported before the moment that counts).
     """
     delay = (available - time) / DAY
     mature = time <= windows.known_until - DELAY_DAYS[-1] * DAY
@@ -106,5 +106,6 @@ def _share(sample: NDArray[np.float64], days: float) -> float | None:
 def _missing_share(age: NDArray[np.float64], sample: NDArray[np.float64]) -> float | None:
     if len(age) == 0 or len(sample) == 0:
         return None
-    reported = np.maximum(np.searchsorted(sample, age, side="right"), 1) / len(sample)
+    # What takes exactly that long is reported at the moment itself, and known is what was reported before it.
+    reported = np.maximum(np.searchsorted(sample, age, side="left"), 1) / len(sample)
     return float(1 - len(age) / np.sum(1 / reported))
