@@ -186,7 +186,7 @@ def safe_negatives(events, window, labels):
     radius = max(labels.click_window_days, labels.view_window_days) * DAY
     found = []
     for e in known:
-        closed = e["time"] + labels.view_window_days * DAY <= window[1]
+        closed = e["time"] + labels.view_window_days * DAY < window[1]  # the far end still counts
         if e["event_type"] != "impression" or e["time"] < window[0] or not closed:
             continue
         acted = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conversion_retrieval.schema import CONVERSIONS
 from tests.features import brute_force as slow
-from tests.features.tables import events_table, random_rows
+from tests.features.tables import event, events_table, random_rows
 from tests.features.worlds import build_world, short_config
 
 ADVERTISER = {f"i{row}": f"a{row % 3}" for row in range(6)}
@@ -225,13 +225,29 @@ def test_hard_negatives_are_the_safe_impressions_at_their_nearest_query(seed):
             window = world.window(name)
             if name == "recent":  # and what could still be converted on when the training window ended
                 train = world.window("train")
-                window = max(train[0], train[1] - 2 * slow.DAY + 1), window[1]
+                window = max(train[0], train[1] - 2 * slow.DAY), window[1]
             for impression in slow.safe_negatives(events, window, config.labels):
                 query = slow.nearest_query(keyed, impression)
                 if query is not None and (query, impression["item_id"]) not in positive:
                     expected.add((query, impression["item_id"]))
             found, items = world.dataset.split(name).hard_negatives, world.dataset.item_ids.to_pylist()
             assert [(int(q), items[i]) for q, i in zip(found.query, found.item, strict=True)] == sorted(expected)
+
+
+def test_an_impression_that_is_converted_on_at_the_far_end_of_its_view_window_is_no_negative(tmp_path):
+    """Oracle: the conversion is credited to it, and comes at the moment when the training window ends."""
+    rows = [
+        event("u0", "i1", "click", 17),
+        event("u0", "i0", "impression", 18),
+        event("u0", "i2", "impression", 18 - 1 / 24),
+        event("u0", "i0", "checkout", 21, surface=None),
+        event("u0", "i1", "click", 30.5),
+    ]
+    world = build_world(tmp_path, rows)
+    assert world.window("train")[1] == world.window("test")[1] - 10 * slow.DAY
+    assert ("i0", "checkout", True) in [positive[1:4] for positive in world.positives("recent")]
+    found, items = world.dataset.split("train").hard_negatives, world.dataset.item_ids.to_pylist()
+    assert [items[i] for i in found.item] == ["i2"]
 
 
 @EXAMPLES

@@ -51,7 +51,7 @@ def negatives_window(name: str, windows: SplitWindows, config: LabelConfig) -> W
     window = windows[name]
     if name != RECENT:
         return window
-    start = windows.train.end - round(config.view_window_days * DAY) + 1
+    start = windows.train.end - round(config.view_window_days * DAY)
     return Window(start=max(windows.train.start, start), end=window.end)
 
 
@@ -73,7 +73,7 @@ def unengaged_impressions(block: EventBlock, window: Window, config: LabelConfig
     before, after = carried_forward(acted), carried_backward(acted)
     near = (before >= group) & (time - time[before] <= radius)
     near |= (after < group_end) & (time[np.minimum(after, len(rows) - 1)] - time <= radius)
-    closed = time + round(config.view_window_days * DAY) <= window.end
+    closed = time + round(config.view_window_days * DAY) < window.end  # the far end still belongs to it
     safe: NDArray[np.int64] = rows[~acted & ~near & closed & (time >= window.start)]
     return safe
 
