@@ -356,5 +356,24 @@ def test_coverage_of_queries_compares_training_with_the_newest(tmp_path):
         assert query_missing_shares(data.query_arrays(split, np.arange(len(split)))) == pytest.approx(covered[role])
 
 
+@pytest.mark.parametrize(
+    "features", [{"history_events": ["checkout"]}, {"history_events": ["impression"]}, {"history_length": 0}]
+)
+def test_coverage_of_queries_counts_what_the_model_sees_of_them(tmp_path, features):
+    """Oracle: the arrays that the model is given. Of vectors none was seen in training, or all are zeros."""
+    rows = [event("u0", f"i{n}", kind, 1 + n) for n, kind in enumerate(("impression", "click", "checkout", "click"))]
+    rows += [event("u1", "i0", "click", 2), event("u1", "i1", "save", 3), event("u0", "i3", "click", 26)]
+    for vector in ([1.0, 0.0], [0.0, 0.0]):
+        late = event("u1", "i4", "click", 27, surface="search", context_embedding=vector)
+        early = event("u1", "i4", "save", 1, surface="search", context_embedding=None if vector[0] else vector)
+        data = build_world(
+            tmp_path / str(vector[0]), [*rows, early, late], config=short_config(features=features)
+        ).dataset
+        for role, name in (("train", "train"), ("serve", "test")):
+            split = data.split(name)
+            expected = query_missing_shares(data.query_arrays(split, np.arange(len(split))))
+            assert data.metadata["coverage"]["queries"][role] == pytest.approx(expected)
+
+
 def rest(context_embedding, history):
     return {"context_embedding": pytest.approx(context_embedding), "history": pytest.approx(history)}

@@ -265,9 +265,20 @@ class _Build:
     def _query_coverage(self, features_dir: Path, spec: FeatureSpec) -> dict[str, dict[str, float | None]]:
         """Training queries against the newest ones, which stand for those that will be served."""
         known = np.array([False, *(name in spec.surfaces for name in self._scan.surfaces)])
-        offsets = load(features_dir / "events", "offsets")
+        # More events are stored than the model's histories may hold, and a model without histories sees none.
+        held = [EVENT_TYPES.index(name) + 1 for name in spec.history_events] if spec.history_length else []
+        held_before = np.concatenate([[0], np.cumsum(np.isin(load(features_dir / "events", "action"), held))])
         splits = {"train": "train", "serve": "test"}
-        return {role: stored_query_shares(features_dir / name, offsets, known) for role, name in splits.items()}
+        return {
+            role: stored_query_shares(
+                features_dir / name,
+                history_offsets=load(features_dir / "events", "offsets"),
+                held_before=held_before,
+                known_surface=known,
+                context_dim=spec.context_embedding_dim,
+            )
+            for role, name in splits.items()
+        }
 
     def _user_seen(self) -> NDArray[np.bool_]:
         seen = np.zeros(self._users.table.num_rows, bool)

@@ -48,20 +48,31 @@ def query_missing_shares(queries: QueryArrays) -> dict[str, float | None]:
 
 
 def stored_query_shares(
-    split_dir: Path, history_offsets: NDArray[np.int64], known_surface: NDArray[np.bool_]
+    split_dir: Path,
+    *,
+    history_offsets: NDArray[np.int64],
+    held_before: NDArray[np.int64],
+    known_surface: NDArray[np.bool_],
+    context_dim: int,
 ) -> dict[str, float | None]:
     """``query_missing_shares`` of a split's queries as they are stored, read by row group.
 
-    ``history_offsets`` [U + 1] are those of ``events/``; ``known_surface`` tells which stored codes training saw.
+    ``history_offsets`` [U + 1] are those of ``events/``, ``held_before`` [E + 1] counts the events before each position
+    that a model's histories hold; ``known_surface`` tells which stored codes training saw, ``context_dim`` the length
+    of the context embeddings that it saw.
     """
     totals, count = dict.fromkeys(("surface", "context_item", "context_embedding", "history"), 0), 0
+    vectors = np.load(split_dir / "context_embeddings.npy", mmap_mode="r", allow_pickle=False)
     with pq.ParquetFile(split_dir / "queries.parquet") as file:
         for group in range(file.num_row_groups):
             columns = ["user", "surface", "context_item", "context_embedding", "history_end"]
             rows = {n: c.to_numpy() for n, c in zip(columns, file.read_row_group(group, columns=columns), strict=True)}
             totals["surface"] += int(np.sum(~known_surface[rows["surface"]]))
             totals["context_item"] += int(np.sum(rows["context_item"] < 0))
-            totals["context_embedding"] += int(np.sum(rows["context_embedding"] < 0))
-            totals["history"] += int(np.sum(rows["history_end"] == history_offsets[rows["user"]]))
+            embedded = rows["context_embedding"][rows["context_embedding"] >= 0]
+            read = np.any(vectors[embedded], axis=1) if vectors.shape[1] == context_dim else np.zeros(1, bool)
+            totals["context_embedding"] += len(rows["user"]) - int(np.sum(read))
+            first = history_offsets[rows["user"]]
+            totals["history"] += int(np.sum(held_before[rows["history_end"]] == held_before[first]))
             count += len(rows["user"])
     return {name: total / count if count else None for name, total in totals.items()}
