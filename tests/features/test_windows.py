@@ -32,6 +32,13 @@ def test_a_short_log_gives_a_fifth_of_itself_to_validation_and_to_test():
     ]  # fmt: skip
 
 
+def test_what_came_after_as_of_lengthens_no_window():
+    """Oracle: the log that ends there, four weeks of which a fifth is less than a week."""
+    found = _windows("2026-01-01", "2026-06-01", as_of="2026-01-29")
+    assert found == _windows("2026-01-01", "2026-01-28T23:59:59.999999", as_of="2026-01-29")
+    assert found[-2:] == ["2026-01-23T09:36", "2026-01-29T00:00"]
+
+
 def test_given_lengths_gap_and_maturity_are_kept_to_the_day():
     found = _windows(
         "2026-01-01", "2026-01-30T12:00", validation_days=3, test_days=4, gap_days=1, maturity_days=2, train_days=10

@@ -71,7 +71,7 @@ def split_windows(config: SplitConfig, *, first_time: int, last_time: int, last_
     span = last_time + 1 - first_time
     unit = DAY if span > MIN_DAYS_FOR_MIDNIGHT * DAY else 1
     as_of = parse_time(config.as_of) if config.as_of else -(-(last_time + 1) // unit) * unit
-    usual = min(WEEK, span // 5)
+    usual = min(WEEK, (min(last_time + 1, as_of) - first_time) // 5)  # what came after ``as_of`` is in no window
     known_until = as_of if config.as_of else max(last_available + 1, as_of)
     gap = round(config.gap_days * DAY)
     test_end = as_of - round(config.maturity_days * DAY)
