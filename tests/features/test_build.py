@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion_retrieval.config import parse_config
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.features import merge
 from conversion_retrieval.features.grouped import count_before, mixed_hash
@@ -118,6 +119,17 @@ def test_a_log_of_conversions_alone_has_queries_and_positives(tmp_path):
     world = build_world(tmp_path, [event("u0", f"i{item}", "checkout", day) for item, day in enumerate((1, 4, 25))])
     assert [item for _, item, *_ in world.positives("train")] == ["i0", "i1"]
     assert [item for _, item, *_ in world.positives("test")] == ["i2"]
+
+
+def test_a_log_of_one_moment_has_training_queries_and_says_that_it_evaluates_none(tmp_path, capsys):
+    """As with ``request``, the default: its windows of validation and test are empty."""
+    rows = [event("u0", f"i{item}", "checkout", 1) for item in range(3)]
+    for queries in ("request", "window_start"):
+        config = parse_config({"split": {"evaluation_queries": queries}})
+        world = build_world(tmp_path / queries, rows, config=config)
+        found = [len(world.positives(name)) for name in ("train", "validation", "test", "recent")]
+        assert found == [3, 0, 0, 0]
+        assert capsys.readouterr().err.count("window holds no positives") == 2
 
 
 def test_one_event_of_a_wrong_clock_changes_no_window_no_snapshot_and_hardly_a_statistic(tmp_path):

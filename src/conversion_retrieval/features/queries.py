@@ -91,7 +91,8 @@ def split_positives(
         labelled = at_anchors(block, labelled, window, width=width, stride=stride)
     else:
         width = window.end - window.start
-        labelled = at_anchors(block, labelled, window, width=width, stride=width)
+        # Of a log of a single moment, evaluation windows are empty: a stride of nothing leads nowhere.
+        labelled = at_anchors(block, labelled, window, width=width, stride=max(width, 1))
     has_history = history.known(labelled.user, labelled.time) > history.offsets[labelled.user]
     return labelled.select(has_history)
 
