@@ -99,8 +99,8 @@ def recent_positives(events, advertiser, labels, train, recent):
     """The same for what is learned last: of every query since the training window began to which a label was reported
     since it ended, all labels known by the end of ``recent``."""
     known = request_positives(events, advertiser, labels, (train[0], recent[1]), recent[1])
-    reported_since = {(event["user_id"], key[0]) for event, key, _ in known if event["known"] >= train[1]}
-    return [(event, key, a) for event, key, a in known if (event["user_id"], key[0]) in reported_since]
+    reported_since = {(event["user_id"], *key) for event, key, _ in known if event["known"] >= train[1]}
+    return [(event, key, a) for event, key, a in known if (event["user_id"], *key) in reported_since]
 
 
 def window_positives(events, advertiser, labels, anchors, width, known_at, history_events):

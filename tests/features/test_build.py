@@ -115,6 +115,20 @@ def test_a_report_after_the_training_window_is_no_training_label(tmp_path):
     assert [item for _, item, *_ in world.positives("train")] == ["i0"]
 
 
+def test_recent_repeats_of_the_training_window_the_queries_alone_that_got_a_label_since(tmp_path):
+    """Oracle: of the three queries of one moment only the basket without surface got one, and brings all its labels."""
+    rows = [
+        event("u0", "i0", "click", 5),
+        event("u0", "i1", "click", 5, surface="search", context_embedding=[1.0]),
+        event("u0", "i2", "checkout", 5, surface=None),
+        event("u0", "i3", "checkout", 5, surface=None, reported=22),
+        event("u0", "i0", "click", 30.5),
+    ]
+    world = build_world(tmp_path, rows)
+    assert [item for _, item, *_ in world.positives("train")] == ["i2", "i0", "i1"]
+    assert [item for _, item, *_ in world.positives("recent")] == ["i2", "i3"]
+
+
 def test_a_log_of_conversions_alone_has_queries_and_positives(tmp_path):
     world = build_world(tmp_path, [event("u0", f"i{item}", "checkout", day) for item, day in enumerate((1, 4, 25))])
     assert [item for _, item, *_ in world.positives("train")] == ["i0", "i1"]

@@ -81,7 +81,7 @@ def split_positives(
     mode = query_mode(name, config)
     if mode == "request" and name == RECENT:
         labelled = labelled.select((labelled.time >= windows.train.start) & (labelled.time < window.end))
-        return _of_queries_with_any(labelled, block.available[labelled.event] >= windows.known_at("train"))
+        return _of_queries_with_any(block, labelled, block.available[labelled.event] >= windows.known_at("train"))
     if mode == "request":
         return labelled.select((labelled.time >= window.start) & (labelled.time < window.end))
     if mode == "window":
@@ -97,15 +97,10 @@ def split_positives(
     return labelled.select(has_history)
 
 
-def _of_queries_with_any(labelled: LabelledEvents, chosen: NDArray[np.bool_]) -> LabelledEvents:
+def _of_queries_with_any(block: EventBlock, labelled: LabelledEvents, chosen: NDArray[np.bool_]) -> LabelledEvents:
     """Every candidate of the queries that have a ``chosen`` one: what else they are positive for is no negative."""
-    if not len(labelled):
-        return labelled
-    order = np.lexsort((labelled.time, labelled.user))
-    new = group_starts(labelled.user[order], labelled.time[order])
-    kept = np.empty(len(labelled), bool)
-    kept[order] = np.logical_or.reduceat(chosen[order], np.flatnonzero(new))[np.cumsum(new) - 1]
-    return labelled.select(kept)
+    _, query = group_queries(block, labelled)
+    return labelled.select(np.isin(query, query[chosen]))
 
 
 def at_anchors(
