@@ -189,6 +189,19 @@ def test_decayed_counts_ages_and_rates_follow_their_formulas(seed):
                 assert {n: found[n] for n in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_rates_and_columns_leave_out_what_came_before_a_training_window_that_begins_within_a_day(tmp_path):
+    """Oracle: the window begins at 12:00 of a day; its one click of two impressions is that of the afternoon."""
+    rows = [event("u0", "i0", "impression", day) for day in (5.1, 5.4, 5.6, 6)]
+    rows += [event("u0", "i0", kind, day) for kind, day in (("click", 5.2), ("save", 5.3), ("click", 5.7))]
+    rows += [event("u0", "i0", "click", 1), event("u0", "i0", "click", 30.5)]
+    config = short_config(split={"validation_days": 5, "test_days": 5, "train_days": 15.5})
+    world = build_world(tmp_path, rows, config=config)
+    assert world.window("train")[0] == world.window("train")[1] - 15.5 * slow.DAY
+    assert world.dataset.metadata["performance_priors"] == {"click_rate": 1 / 2}
+    assert "save_count_1d" not in world.dataset.metadata["item_performance"]
+    assert world.window("train")[0] in world.dataset.stored_performance.times
+
+
 def expected_priors(world, events):
     """Each rate over the events that became known in the training window."""
     start, end = world.window("train")

@@ -69,7 +69,7 @@ def snapshot_grid(
             f"features.performance_period_days: expected at most 30000 snapshots, found {span // period}: raise it"
         )
     regular = windows.as_of - np.arange(span // period + 2, dtype=np.int64) * period
-    starts = [windows.train.end, windows.validation.start, windows.test.start]
+    starts = [windows.train.start, windows.train.end, windows.validation.start, windows.test.start]
     times = np.unique(np.concatenate([regular, [t for t in starts if t > first_time]]))
     daily = np.arange(regular.min(), max(windows.as_of, last_available) + 2 * DAY, DAY)
     lags = [round(days * DAY) for days in config.aggregate_windows_days]
