@@ -202,13 +202,15 @@ def safe_negatives(events, window, labels):
 
 
 def nearest_query(queries, impression):
-    """Row of the user's query at the same time and surface, else the latest before, else the earliest after.
+    """Row of the user's query at the same time and surface, of several that with its context, else the latest before,
+    else the earliest after.
 
-    ``queries`` are (row, user, time, surface), sorted by row.
+    ``queries`` are (row, user, time, surface, context item, context embedding), sorted by row.
     """
     own = [q for q in queries if q[1] == impression["user_id"]]
     exact = [q for q in own if q[2] == impression["time"] and q[3] == impression["surface"]]
     before = [q for q in own if q[2] <= impression["time"]]
     after = [q for q in own if q[2] > impression["time"]]
-    chosen = exact[:1] or before[-1:] or after[:1]
+    same = [q for q in exact if q[4:] == (impression["context_item_id"], impression["vector"])]
+    chosen = same or exact[:1] or before[-1:] or after[:1]
     return chosen[0][0] if chosen else None

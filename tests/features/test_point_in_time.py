@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from conversion_retrieval.schema import CONVERSIONS
 from tests.features import brute_force as slow
-from tests.features.tables import event, events_table, random_rows
+from tests.features.tables import event, events_table, items_table, random_rows
 from tests.features.worlds import build_world, short_config
 
 ADVERTISER = {f"i{row}": f"a{row % 3}" for row in range(6)}
@@ -232,7 +232,7 @@ def test_hard_negatives_are_the_safe_impressions_at_their_nearest_query(seed):
     labels = {"click_window_days": 3, "view_window_days": 2, "max_hard_negatives_per_query": 1000}
     for world, events, config in built(seed, labels=labels):
         for name in ("train", "recent"):
-            keyed = [(row, user, time, surface) for row, (user, time, surface, *_) in enumerate(world.queries(name))]
+            keyed = [(row, *query) for row, query in enumerate(world.queries(name))]
             positive = {(q, item) for q, item, *_ in world.positives(name)}
             expected = set()
             window = world.window(name)
@@ -261,6 +261,26 @@ def test_an_impression_that_is_converted_on_at_the_far_end_of_its_view_window_is
     assert ("i0", "checkout", True) in [positive[1:4] for positive in world.positives("recent")]
     found, items = world.dataset.split("train").hard_negatives, world.dataset.item_ids.to_pylist()
     assert [items[i] for i in found.item] == ["i2"]
+
+
+def test_an_impression_is_a_negative_of_its_own_request_among_several_of_one_moment(tmp_path):
+    """Oracle: four requests at midnight, as in a log of whole days, and what each showed beside what was clicked."""
+    contexts = [
+        {"surface": "search", "context_embedding": [1.0, 0.0]},
+        {"surface": "search", "context_embedding": [0.0, 1.0]},
+        {"surface": "search", "context_item_id": "i0"},
+        {"surface": "search", "context_item_id": "i0", "context_embedding": [0.0, 1.0]},
+    ]
+    rows = [event("u0", "i5", "click", 30.5)]
+    for number, context in enumerate(contexts):
+        rows.append(event("u0", f"i{number}", "impression", 5, **context))
+        rows.append(event("u0", f"i{6 + number}", "click", 5, **context))
+    world = build_world(tmp_path, rows, items=items_table(10))
+    queries, items = world.queries("train"), world.dataset.item_ids.to_pylist()
+    vectors = [tuple(c["context_embedding"]) if "context_embedding" in c else None for c in contexts]
+    expected = {(c.get("context_item_id"), v, f"i{n}") for n, (c, v) in enumerate(zip(contexts, vectors, strict=True))}
+    found = world.dataset.split("train").hard_negatives
+    assert {(*queries[q][3:], items[i]) for q, i in zip(found.query, found.item, strict=True)} == expected
 
 
 @EXAMPLES

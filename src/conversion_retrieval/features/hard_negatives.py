@@ -13,7 +13,7 @@ from conversion_retrieval.features.grouped import (
     mixed_hash,
     rank_in_group,
 )
-from conversion_retrieval.features.queries import Positives, Queries
+from conversion_retrieval.features.queries import Positives, Queries, context_hashes
 from conversion_retrieval.features.windows import DAY, RECENT, SplitWindows, Window
 
 
@@ -83,22 +83,39 @@ def nearest_queries(
 ) -> NDArray[np.int64]:
     """The query that each impression is a negative of, -1 if the user has none.
 
-    The user's query at the same time on the same surface; else the latest at or before the impression; else the
-    earliest after it.
+    The user's query at the same time on the same surface, of several the one with the impression's context; else the
+    latest at or before the impression; else the earliest after it.
     """
     if len(queries) == 0:
         return np.full(len(rows), -1)
-    by_user = np.argsort(queries.user, kind="stable")  # within a user still by time and surface
+    by_user = np.argsort(queries.user, kind="stable")  # within a user still by time, surface and context
     times, surfaces = queries.time[by_user], queries.surface[by_user].astype(np.int64)
     offsets = np.searchsorted(queries.user[by_user], np.arange(num_users + 1))
     user, time, surface = block.user[rows], block.time[rows], block.surface[rows].astype(np.int64)
     start, end = offsets[user], offsets[user + 1]
     same = count_before(times, start, end, time)
     later = count_before(times, start, end, time + 1)
-    match = count_before(surfaces, same, later, surface)
-    exact = (match < later) & (surfaces[np.minimum(match, len(times) - 1)] == surface)
-    position = np.where(exact, match, np.where(later > start, later - 1, later))
+    match, past = count_before(surfaces, same, later, surface), count_before(surfaces, same, later, surface + 1)
+    position = np.where(match < past, match, np.where(later > start, later - 1, later))
+    several = np.flatnonzero(past - match > 1)
+    position[several] = _with_context(queries, by_user, block, rows[several], match[several], past[several])
     return np.where(start < end, by_user[np.minimum(position, len(times) - 1)], -1)
+
+
+def _with_context(
+    queries: Queries,
+    by_user: NDArray[np.int64],
+    block: EventBlock,
+    rows: NDArray[np.int64],
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Where in ``by_user[low:high]`` the query with each row's context is; the first position without one."""
+    items, hashes = queries.context_item[by_user].astype(np.int64), queries.context_hash[by_user]
+    item, hash_ = block.context_item[rows].astype(np.int64), context_hashes(block, rows)
+    low_, high_ = count_before(items, low, high, item), count_before(items, low, high, item + 1)
+    own = count_before(hashes, low_, high_, hash_)
+    return np.where((own < high_) & (hashes[np.minimum(own, len(hashes) - 1)] == hash_), own, low)
 
 
 def _once_and_not_positive(

@@ -131,7 +131,7 @@ def at_anchors(
 def group_queries(block: EventBlock, labelled: LabelledEvents) -> tuple[Queries, NDArray[np.int64]]:
     """Distinct (user, time, surface, context) as queries, and each candidate's query [n]."""
     context_item = np.where(labelled.source >= 0, block.context_item[labelled.source], -1).astype(np.int32)
-    context_hash = _context_hashes(block, labelled.source)
+    context_hash = context_hashes(block, labelled.source)
     order = np.lexsort((context_hash, context_item, labelled.surface, labelled.user, labelled.time))
     keys = [a[order] for a in (labelled.time, labelled.user, labelled.surface, context_item, context_hash)]
     new = group_starts(*keys)
@@ -209,7 +209,8 @@ def _distinct(positives: Positives) -> Positives:
     return merged.select(np.lexsort((merged.event_type, merged.item, merged.query)))
 
 
-def _context_hashes(block: EventBlock, source: NDArray[np.int64]) -> NDArray[np.int64]:
+def context_hashes(block: EventBlock, source: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What identifies the context embedding of each row in ``source``, [n]; 0 without one and for a row of -1."""
     hashes = np.zeros(len(source), np.int64)
     if block.context_embedding.null_count == len(block):
         return hashes
