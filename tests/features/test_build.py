@@ -160,6 +160,17 @@ def test_one_event_of_a_wrong_clock_changes_no_window_no_snapshot_and_hardly_a_s
         assert (one.mean, one.std) == pytest.approx((other.mean, other.std), rel=0.1, abs=0.02)
 
 
+def test_what_came_after_as_of_makes_no_event_before_it_a_stray(tmp_path):
+    """Oracle: the log that ends there. Of the whole one its five events are less than a thousandth."""
+    early = numbered([event("u0", f"i{day}", "click", day) for day in range(5)])
+    late = [event("u1", "i0", "impression", 50 + n / 1e4) | {"event_id": f"late{n}"} for n in range(6000)]
+    config = short_config(split={"validation_days": 1, "test_days": 1, "as_of": "2026-01-06"})
+    found, expected = (build_world(tmp_path / n, r, config=config) for n, r in (("all", early + late), ("then", early)))
+    assert found.dataset.metadata["windows"] == expected.dataset.metadata["windows"]
+    assert found.positives("train") == expected.positives("train")
+    assert [item for _, item, *_ in found.positives("train")] == ["i0", "i1", "i2"]
+
+
 def test_a_conversion_before_its_click_is_not_credited_to_it(tmp_path):
     rows = [
         event("u0", "i0", "checkout", 2, surface=None),

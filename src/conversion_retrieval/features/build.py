@@ -35,7 +35,14 @@ from conversion_retrieval.features.performance_files import PerformanceSummary, 
 from conversion_retrieval.features.spec import FeatureSpec, Statistic, read_spec
 from conversion_retrieval.features.statistics import Moments
 from conversion_retrieval.features.timeline import aggregate_names
-from conversion_retrieval.features.windows import FOREVER, SPLITS, TRAINING_SPLITS, SplitWindows, split_windows
+from conversion_retrieval.features.windows import (
+    FOREVER,
+    SPLITS,
+    TRAINING_SPLITS,
+    SplitWindows,
+    parse_time,
+    split_windows,
+)
 from conversion_retrieval.progress import say
 from conversion_retrieval.schema import EVENT_TYPES, KNOWN_EVENTS, TIMESTAMP
 
@@ -150,7 +157,8 @@ class _Build:
         self._scratch_dir = scratch_dir
         self._items = pq.read_table(snapshot_dir / "items.parquet")
         self._advertiser = advertiser_codes(self._items)
-        self._scan = scan = scan_events(self._files)
+        as_of = config.split.as_of
+        self._scan = scan = scan_events(self._files, before=parse_time(as_of) if as_of else FOREVER)
         self._users = Users.join(snapshot_dir / "users.parquet", scan.user_ids)
         self._windows = split_windows(
             config.split,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conversion_retrieval.errors import CorruptArtifactError, UserError
 from conversion_retrieval.features.grouped import group_starts
-from conversion_retrieval.features.windows import DAY
+from conversion_retrieval.features.windows import DAY, FOREVER
 from conversion_retrieval.schema import EVENT_TYPES
 
 CLICK: Final = EVENT_TYPES.index("click")
@@ -123,8 +123,11 @@ def event_files(snapshot_dir: Path) -> list[Path]:
     return files
 
 
-def scan_events(files: Sequence[Path]) -> EventScan:
-    """Read the few columns that global facts need, row group by row group; ``UserError`` for too many surfaces."""
+def scan_events(files: Sequence[Path], *, before: int = FOREVER) -> EventScan:
+    """Read the few columns that global facts need, row group by row group; ``UserError`` for too many surfaces.
+
+    Events at or after ``before``, where the log is looked at as of then, make no earlier one a stray.
+    """
     users = _UserRuns()
     surfaces: set[str] = set()
     first, last, available = [], [], []
@@ -140,7 +143,7 @@ def scan_events(files: Sequence[Path]) -> EventScan:
             )
         time = microseconds(table["event_time"])
         first.append(int(time.min()))
-        days, counts = np.unique(time // DAY, return_counts=True)
+        days, counts = np.unique(time[time < before] // DAY, return_counts=True)
         by_day.update(dict(zip(days.tolist(), counts.tolist(), strict=True)))
         last.append(int(time.max()))
         available.append(int(np.maximum(time, microseconds(table["reported_time"], time)).max()))
@@ -156,7 +159,7 @@ def scan_events(files: Sequence[Path]) -> EventScan:
         user_ids=user_ids,
         offsets=offsets,
         surfaces=tuple(sorted(surfaces)),
-        dense_from=max(min(first), _dense_from(by_day)),
+        dense_from=max(min(first), _dense_from(by_day)) if by_day else min(first),
         last_time=max(last),
         last_available=max(available),
         click_times=np.concatenate(click_times),
