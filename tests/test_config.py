@@ -59,6 +59,7 @@ def test_resolved_values_parse_back_to_the_same_configuration():
             "evaluation.baselines=[item_knn]",
             "gate.must_beat needs .* out of evaluation.baselines, item_knn; .*popularity",
         ),
+        ("split.as_of=2026-02-30", "expected a YAML value in 'split.as_of=2026-02-30', found: day is out of range"),
         ("split.as_of=yesterday", "split: as_of must be an ISO date or time such as 2026-11-23, found 'yesterday'$"),
         ("gate.confidence_level=0", "confidence_level must be between 0 and 1, found 0"),
         ("gate.num_resamples=39", "num_resamples must be at least 40 at a confidence_level of 0.95, found 39"),
@@ -108,7 +109,7 @@ def test_a_history_may_have_no_length_and_an_ablation_no_baselines():
     assert load_config(None, ["evaluation.baselines=[]"]).gate.must_beat == ("popularity",)
 
 
-@pytest.mark.parametrize("content", ["training: [", "- a\n- b\n", "\x00"])
+@pytest.mark.parametrize("content", ["training: [", "- a\n- b\n", "\x00", "split: {as_of: 2026-31-01}"])
 def test_a_broken_file_is_one_line_that_names_it(tmp_path, content):
     path = tmp_path / "broken.yaml"
     path.write_text(content)

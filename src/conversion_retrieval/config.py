@@ -62,7 +62,7 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
     if path:
         try:
             loaded = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError for a date that there is not
             raise UserError(f"expected a YAML configuration at {path}, found: {one_line(error)}") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"expected a mapping of sections at {path}, found {type(loaded).__name__}")
@@ -153,7 +153,7 @@ def _set(values: dict[str, Any], override: str) -> None:
             raise UserError(f"expected a section at {section!r} in {override!r}, found a value")
     try:
         values[name] = _plain(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"expected a YAML value in {override!r}, found: {one_line(error)}") from None
 
 
