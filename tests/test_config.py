@@ -165,6 +165,29 @@ def test_a_stage_refuses_json_that_is_no_configuration(text):
         stage_config(text)
 
 
+def test_a_section_or_key_that_is_there_twice_is_refused(tmp_path):
+    """YAML and JSON alike would take the last one, and leave out the first without a word."""
+    path = tmp_path / "config.yaml"
+    path.write_text("training:\n  max_epochs: 3\nmodel: {}\ntraining:\n  batch_size: 7\n")
+    with pytest.raises(UserError, match=r"config\.yaml, found: 'training' is there twice$"):
+        load_config(path)
+    with pytest.raises(UserError, match="'engagement' is there twice"):
+        load_config(None, ["losses.task_weights={engagement: 1, engagement: 2}"])
+    with pytest.raises(UserError, match="config_json, found: 'gate' is there twice"):
+        stage_config('{"gate": {"k": 10}, "gate": {"min_recall": 0.1}}')
+
+
+def test_a_section_that_takes_anothers_values_may_override_them(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model:\n  query_tower: &tower {layout: sequential, hidden_sizes: [8]}\n"
+        "  item_tower: {<<: *tower, hidden_sizes: [4]}\n"
+    )
+    model = load_config(path).model
+    assert (model.item_tower.layout, model.item_tower.hidden_sizes) == ("sequential", (4,))
+    assert model.query_tower.hidden_sizes == (8,)
+
+
 def test_a_section_that_was_commented_out_is_the_defaults(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("training:\n  # max_epochs: 3\n")

@@ -61,7 +61,7 @@ def load_config(path: Path | str | None = None, overrides: Iterable[str] = ()) -
     values: dict[str, Any] = {}
     if path:
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = _read_yaml(Path(path).read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError for a date that there is not
             raise UserError(f"expected a YAML configuration at {path}, found: {one_line(error)}") from None
         if loaded is not None and not isinstance(loaded, dict):
@@ -99,8 +99,8 @@ def stage_config(
     An empty or negative parameter leaves what the JSON says; empty JSON is all defaults.
     """
     try:
-        values = json.loads(config_json or "{}")
-    except json.JSONDecodeError as error:
+        values = json.loads(config_json or "{}", object_pairs_hook=_once)
+    except ValueError as error:
         raise UserError(f"expected a JSON object in config_json, found: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"expected a JSON object in config_json, found {type(values).__name__}")
@@ -133,6 +133,29 @@ def config_digest(config: Any) -> str:
     return hashlib.sha256(json.dumps(config_values(config), sort_keys=True).encode()).hexdigest()
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice: YAML's loaders take the last one, and drop the section before it unsaid."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        _once((key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode))
+        return node
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of its pairs; ``ValueError`` for a key that is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is there twice")
+        found[key] = value
+    return found
+
+
 def _changed(section: Any, default: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     changed = {}
     for name in (f.name for f in dataclasses.fields(section)):
@@ -152,7 +175,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"expected a section at {section!r} in {override!r}, found a value")
     try:
-        values[name] = _plain(yaml.safe_load(text))
+        values[name] = _plain(_read_yaml(text))
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"expected a YAML value in {override!r}, found: {one_line(error)}") from None
 
