@@ -133,6 +133,8 @@ def open_store(uri: str | Path) -> ObjectStore:
 
 def check_uri(uri: str | Path) -> None:
     """Refuse with ``UserError`` what names no store, from the text alone: nothing is imported or contacted."""
+    if not str(uri):  # as of a variable that is not set; it would be the working directory
+        raise UserError("expected a local path, file:// or gs:// URI, found an empty text")
     scheme, separator, rest = str(uri).partition("://")
     if not separator or scheme == "file":
         return

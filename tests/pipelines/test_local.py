@@ -134,6 +134,8 @@ def test_an_unwritable_registry_is_one_line_before_anything_is_trained(data_dir,
         ("data", "s3://bucket/registry", "found scheme 's3'"),
         ("s3://bucket/data", "registry", "found scheme 's3'"),
         ("data", "gs://", "found no bucket"),
+        ("data", "", "found an empty text"),
+        ("", "registry", "found an empty text"),
     ],
 )
 def test_an_address_that_names_no_store_is_refused_before_anything_is_written(tmp_path, data_uri, registry_uri, says):
