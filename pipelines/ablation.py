@@ -91,7 +91,7 @@ def ablation_pipeline(place: Placement) -> Any:
                     registry_uri="", config_json=run.config_json, model=train_task.outputs["model"], **built
                 )
                 if place.evaluate_on_gpu:
-                    place.on_gpu(evaluate_task, "evaluate", **on_gpu)
+                    place.on_gpu(evaluate_task, "evaluate", **on_gpu | {"gpu_count": 1})  # it uses one
                 else:
                     place.on_cpu(evaluate_task, "evaluate")
                 name_variant_task = name_variant(

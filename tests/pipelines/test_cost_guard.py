@@ -3,6 +3,7 @@
 import pytest
 
 from pipelines import cluster
+from pipelines.compile import PIPELINES, compile_pipeline, placement
 from pipelines.golden_files import GOLDEN, GOLDEN_DIR
 
 from . import compiled
@@ -106,6 +107,16 @@ def test_spot_capacity_is_tolerated_and_preferred_only_where_asked_for():
     assert spot == {"exec-train", "exec-evaluate"}
     _, plain = compiled.read(GOLDEN_DIR / "training.yaml")
     assert cluster.CAPACITY_LABEL not in str(plain)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_an_evaluation_on_the_gpu_pool_asks_for_the_one_gpu_that_it_uses(pipeline, tmp_path):
+    place = placement(evaluate_on_gpu=True)
+    spec, _ = compiled.read(compile_pipeline(tmp_path / "p.yaml", place, pipeline_name=pipeline).path)
+    executors = spec["deploymentSpec"]["executors"]
+    asked = {name: executors[f"exec-{name}"]["container"]["resources"]["accelerator"] for name in ("train", "evaluate")}
+    assert asked["evaluate"]["resourceCount"] == "1"
+    assert asked["train"]["resourceCount"].startswith("{{$.inputs.parameters")  # the parameter gpu_count
 
 
 def test_a_training_on_nodes_waits_without_a_gpu_on_a_small_pod():
