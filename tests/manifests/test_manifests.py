@@ -381,6 +381,17 @@ def test_pods_reach_what_they_need_at_the_port_behind_its_service(overlay, polic
     assert allows(found, target, port)
 
 
+def test_the_dask_operator_reaches_the_scheduler_that_it_ends_when_idle(dask):
+    """It asks at the dashboard, then at the scheduler's own port, and does nothing where it gets no answer."""
+    (dask_cluster,) = [d for d in dask if d["kind"] == "DaskCluster"]
+    assert dask_cluster["spec"]["idleTimeout"] > 0
+    (policy,) = [d for d in dask if d["metadata"]["name"] == "allow-dask"]
+    operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "dask-operator"}}}
+    (rule,) = [rule for rule in policy["spec"]["ingress"] if operator in rule["from"]]
+    services = {port["port"] for port in dask_cluster["spec"]["scheduler"]["service"]["ports"]}
+    assert {port["port"] for port in rule["ports"]} == services == {8786, 8787}
+
+
 def test_the_label_that_lets_requests_and_scrapes_in_is_in_the_operations_page(prod):
     (policy,) = [d for d in prod if d["metadata"]["name"] == "allow-requests-to-serve"]
     ((peer,),) = [rule["from"] for rule in policy["spec"]["ingress"]]
