@@ -29,8 +29,10 @@ def render(directory: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(completed.stdout) if document]
 
 
-def render_with(tmp_path: Path, *, resources: Iterable[str], components: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Every document of an overlay made of folders of ``manifests/``."""
+def render_with(
+    tmp_path: Path, *, resources: Iterable[str], components: Iterable[str] = (), namespace: str = ""
+) -> list[dict[str, Any]]:
+    """Every document of an overlay made of folders of ``manifests/``, moved to ``namespace`` if there is one."""
 
     def relative(names: Iterable[str]) -> list[str]:
         return [os.path.relpath(MANIFESTS / name, tmp_path.resolve()) for name in names]
@@ -40,7 +42,7 @@ def render_with(tmp_path: Path, *, resources: Iterable[str], components: Iterabl
         "kind": "Kustomization",
         "resources": relative(resources),
         "components": relative(components),
-    }
+    } | ({"namespace": namespace} if namespace else {})
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return render(tmp_path)
 

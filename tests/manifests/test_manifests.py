@@ -443,6 +443,19 @@ def test_the_kserve_component_replaces_the_deployment_and_what_belongs_to_it(kse
     assert not gone & {d["kind"] for d in kserve_overlay}
 
 
+def test_in_a_profiles_namespace_rights_and_queue_are_for_that_namespace(tmp_path):
+    """As the operations page says: the overlay with another ``namespace:``, and nothing else."""
+    documents = render_with(tmp_path, resources=["overlays/prod"], namespace="team-a")
+    assert {d["metadata"]["namespace"] for d in documents if "namespace" in d["metadata"]} == {"team-a"}
+    bindings = [d for d in documents if d["kind"].endswith("RoleBinding")]
+    assert len(bindings) == 2
+    assert {subject["namespace"] for binding in bindings for subject in binding["subjects"]} == {"team-a"}
+    (namespace,) = [d["metadata"] for d in documents if d["kind"] == "Namespace"]
+    (queue,) = [d for d in documents if d["kind"] == "ClusterQueue"]
+    labels = namespace["labels"] | {"kubernetes.io/metadata.name": namespace["name"]}
+    assert queue["spec"]["namespaceSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_in_kubeflows_own_namespace_the_queue_is_open_to_it(tmp_path):
     documents = render_with(tmp_path, resources=["overlays/prod"], components=["single_user"])
     (queue,) = [d for d in documents if d["kind"] == "ClusterQueue"]
