@@ -1,6 +1,7 @@
 """Run the compiled pipeline on this machine: a cluster's YAML without retries, each stage in a process of its own."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -153,7 +154,7 @@ def _environment(scratch: Path, variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(output_dir: Path) -> Iterator[None]:
-    """One run at a time in a directory: two would resume from each other's checkpoints."""
+    """One run at a time in a directory: two would resume from each other's checkpoints. A full disk is one line."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output_dir / ".lock", timeout=0)
@@ -166,5 +167,11 @@ def _locked(output_dir: Path) -> Iterator[None]:
         raise UserError(f"expected a directory to write to at {output_dir}, found: {error}") from None
     try:
         yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise UserError(
+            f"expected room for the run in {output_dir}, found the disk full; free some, or choose another --output"
+        ) from None
     finally:
         lock.release()

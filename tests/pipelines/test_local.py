@@ -152,6 +152,13 @@ def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
         run(data_dir, tmp_path)
 
 
+def test_a_full_disk_is_one_line_that_names_the_directory(data_dir, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / LOG_FILE).symlink_to("/dev/full")  # which has room for nothing
+    with pytest.raises(UserError, match=r"^expected room for the run in .*runs, found the disk full; free some, or"):
+        run(data_dir, tmp_path)
+
+
 @pytest.fixture
 def view(tmp_path) -> Iterator[StageView]:
     with (tmp_path / "shown").open("w") as file:
