@@ -109,6 +109,13 @@ def test_spot_capacity_is_tolerated_and_preferred_only_where_asked_for():
     assert cluster.CAPACITY_LABEL not in str(plain)
 
 
+@pytest.mark.parametrize("spot", [True, False])
+def test_a_training_on_nodes_is_told_of_spot_capacity_only_where_asked_for(spot, tmp_path):
+    spec, _ = compiled.read(compile_pipeline(tmp_path / "p.yaml", placement(spot=spot, train_nodes=2)).path)
+    env = {e["name"]: e["value"] for e in spec["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]}
+    assert env.get("TRAINING_SPOT") == (f"{cluster.CAPACITY_LABEL}={cluster.SPOT_CAPACITY}" if spot else None)
+
+
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_an_evaluation_on_the_gpu_pool_asks_for_the_one_gpu_that_it_uses(pipeline, tmp_path):
     place = placement(evaluate_on_gpu=True)

@@ -211,7 +211,31 @@ def test_training_on_nodes_shares_inputs_fetches_the_model_and_returns_its_recal
     assert job_spec.active_deadline_seconds == 43200
     (job,) = job_spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
     assert job.name == "node"
-    assert job.template.spec.template.spec.node_selector == {"accelerator": "nvidia-l4"}
+    pod = job.template.spec.template.spec
+    assert pod.node_selector == {"accelerator": "nvidia-l4"}
+    assert not pod.tolerations
+
+
+def test_training_on_nodes_goes_to_spot_nodes_where_asked_for(inputs, tmp_path, monkeypatch):
+    cluster = Cluster(["Created", "Complete"])
+    monkeypatch.setattr(trainjob, "_client", lambda: cluster)
+    monkeypatch.setenv("TRAINING_IMAGE", "gpu@sha256:1")
+    monkeypatch.setenv("TRAINING_SPOT", "example.com/capacity=spot")
+    launch.launch_training(
+        **inputs, model_dir=tmp_path / "model", config=CONFIG, checkpoint_root=tmp_path, run_id="run-1", num_nodes=2
+    )
+    (started,) = cluster.started
+    job_spec = TrainerV1alpha1TrainJobSpec.from_dict({**started.spec, "runtimeRef": {"name": started.runtime}})
+    (job,) = job_spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
+    pod = job.template.spec.template.spec
+    # The list takes the place of the runtime's: it must hold what that one does.
+    assert {(t.key, t.operator, t.value, t.effect) for t in pod.tolerations} == {
+        ("nvidia.com/gpu", "Exists", None, "NoSchedule"),
+        ("example.com/capacity", "Equal", "spot", "NoSchedule"),
+    }
+    (term,) = pod.affinity.node_affinity.preferred_during_scheduling_ignored_during_execution
+    (expression,) = term.preference.match_expressions
+    assert (expression.key, expression.operator, expression.values) == ("example.com/capacity", "In", ["spot"])
 
 
 @pytest.fixture

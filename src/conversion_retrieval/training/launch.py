@@ -24,6 +24,7 @@ from conversion_retrieval.training.interruption import run_and_forward_sigterm
 
 IMAGE_VARIABLE: Final = "TRAINING_IMAGE"
 QUEUE_VARIABLE: Final = "TRAINING_QUEUE"
+SPOT_VARIABLE: Final = "TRAINING_SPOT"
 TIMEOUT_VARIABLE: Final = "TRAINING_TIMEOUT_SECONDS"
 RESULT_FILE: Final = "result.json"
 JOB_FILE: Final = "job.json"
@@ -224,6 +225,7 @@ def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int, node_s
         gpus_per_node=gpus_per_node,
         node_selector=node_selector,
         queue=os.environ.get(QUEUE_VARIABLE, ""),
+        spot=os.environ.get(SPOT_VARIABLE, ""),
         timeout_seconds=int(os.environ.get(TIMEOUT_VARIABLE, "0")),
     )
     run_train_job(request)

@@ -16,6 +16,7 @@ RUNTIME: Final = "conversion-retrieval-torch"
 REPLICATED_JOB: Final = "node"
 JOB_VARIABLE: Final = "TRAINING_JOB"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+GPU_TOLERATION: Final = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 POLL_SECONDS: Final = 5.0
 COMPLETE, FAILED = "Complete", "Failed"
 
@@ -25,7 +26,8 @@ class NodesRequest:
     """What is asked of the cluster: ``num_nodes`` pods of ``image``, each with ``gpus_per_node`` GPUs.
 
     The pods read ``job_path``, and the first one writes ``result_path`` when all is done. ``timeout_seconds`` is the
-    cluster's limit on the job, 0 for none.
+    cluster's limit on the job, 0 for none. ``spot`` is the label of spot nodes, ``key=value``, which are then preferred
+    and whose taint of that name is tolerated; empty keeps the pods off them.
     """
 
     name: str
@@ -36,6 +38,7 @@ class NodesRequest:
     gpus_per_node: int
     node_selector: Mapping[str, str] = field(default_factory=dict)
     queue: str = ""
+    spot: str = ""
     timeout_seconds: int = 0
 
 
@@ -111,23 +114,34 @@ def _options(request: NodesRequest) -> list[Any]:
     options: list[Any] = [Name(request.name)]
     if request.queue:
         options.append(Labels({QUEUE_LABEL: request.queue}))
-    if request.node_selector:
-        options.append(_on_nodes(request.node_selector))
+    if request.node_selector or request.spot:
+        options.append(_on_nodes(request.node_selector, request.spot))
     if request.timeout_seconds:
         options.append(ActiveDeadlineSeconds(request.timeout_seconds))
     return options
 
 
-def _on_nodes(node_selector: Mapping[str, str]) -> Any:
-    """The runtime's pods with these node labels added to its own."""
+def _on_nodes(node_selector: Mapping[str, str], spot: str) -> Any:
+    """The runtime's pods with these node labels added to its own, and on spot nodes where these are named."""
     from kubeflow.trainer.options import kubernetes as options
 
-    pod = options.PodTemplatePatch(spec=options.PodSpecPatch(node_selector=dict(node_selector)))
+    spot_fields = _on_spot(*spot.split("=")) if spot else {}
+    pod = options.PodTemplatePatch(spec=options.PodSpecPatch(node_selector=dict(node_selector) or None, **spot_fields))
     job = options.ReplicatedJobPatch(
         name=REPLICATED_JOB, template=options.JobTemplatePatch(spec=options.JobSpecPatch(template=pod))
     )
     job_set = options.JobSetTemplatePatch(spec=options.JobSetSpecPatch(replicated_jobs=[job]))
     return options.RuntimePatch(training_runtime_spec=options.TrainingRuntimeSpecPatch(template=job_set))
+
+
+def _on_spot(key: str, value: str) -> dict[str, Any]:
+    """A pod's preference and toleration; the list replaces the runtime's, so it has that one's toleration too."""
+    preference = {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}
+    preferred = [{"weight": 100, "preference": preference}]
+    return {
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
+        "tolerations": [GPU_TOLERATION, {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}],
+    }
 
 
 def _status(client: Any, name: str) -> str | None:
