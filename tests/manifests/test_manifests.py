@@ -350,6 +350,22 @@ def test_pods_and_stages_run_as_the_same_ordinary_user(prod, executors):
     assert users == {cluster.USER_ID} == {int(c["securityContext"]["runAsUser"]) for _, c in executors}
 
 
+@pytest.mark.parametrize("overlay", ["prod", "dev", "kserve_overlay", "dask"])
+def test_every_pod_keeps_to_the_restricted_pod_security_standard(overlay, request):
+    """As the namespace says of what this project starts; oracle: the standard's list of fields."""
+    documents = request.getfixturevalue(overlay)
+    pods = [m for d in documents for m in walk(d) if isinstance(m.get("containers"), list)]
+    assert pods
+    for pod in pods:
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert all(set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in pod.get("volumes", []))
+
+
 def allows(policy, target, port) -> bool:
     """Whether a policy lets packets out to ``target``: a namespace's name, an address, or None for any address."""
     for rule in policy["spec"]["egress"]:
