@@ -33,9 +33,18 @@ def test_what_a_user_can_fix_is_one_line_and_code_2(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "error: expected a, found b\n")
 
 
+class NotInstalled:
+    """Finds kserve, the first of all finders, to be missing as Python's own would."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "kserve":
+            raise ModuleNotFoundError("No module named 'kserve'", name=name)
+
+
 def test_serving_without_its_packages_names_one_and_how_to_get_them(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kserve", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "conversion_retrieval.serving.server", raising=False)
+    for name in [n for n in sys.modules if f"{n}.".startswith(("kserve.", "conversion_retrieval.serving."))]:
+        monkeypatch.delitem(sys.modules, name)  # whatever tests before this one imported
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
     with pytest.raises(UserError, match=r"found no kserve: .*pip install 'conversion-retrieval\[serve\]'"):
         cli.serve(registry="registry")
 
