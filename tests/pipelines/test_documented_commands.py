@@ -1,7 +1,9 @@
 """The commands that documents and workflows tell people to type; oracle: the programs' own parsers and the Makefile."""
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,22 @@ def test_both_images_hold_the_one_wheel_that_was_tested():
     assert images["needs"] == builder
     (taken,) = [s["with"] for s in images["steps"] if s.get("uses", "").startswith("actions/download-artifact")]
     assert taken == {"name": done[uploaded]["with"]["name"], "path": "dist"}  # where the Dockerfiles look
+
+
+def test_images_are_pushed_under_a_name_that_registries_take_whoever_owns_the_repository(tmp_path):
+    """An owner may have capitals, an image's name may not: the step is run as the runner would."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "images.yaml").read_text())["jobs"]
+    (build,) = [job["steps"] for job in jobs.values() if "docker/build-push-action" in str(job)]
+    naming, *_ = [step["run"] for step in build if "GITHUB_ENV" in step.get("run", "")]
+    runner = {
+        "GITHUB_REPOSITORY": "Some-Owner/Shop.Ads",
+        "GITHUB_ENV": str(tmp_path / "env"),
+        "PATH": os.environ["PATH"],
+    }
+    subprocess.run(["bash", "-e", "-c", naming], check=True, env=runner)
+    assert (tmp_path / "env").read_text() == "REGISTRY=ghcr.io/some-owner/shop.ads\n"
+    (pushed,) = [step["with"]["tags"] for step in build if "build-push-action" in step.get("uses", "")]
+    assert pushed.startswith("${{ env.REGISTRY }}-")
 
 
 def test_the_workflows_cover_what_users_run():
