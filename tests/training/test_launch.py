@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -357,6 +357,26 @@ def test_a_failing_job_is_a_user_error_that_names_it(start, tmp_path):
     cluster = Cluster(["Running", "Failed"], writes=False)
     with pytest.raises(UserError, match="TrainJob train-x to complete, found it Failed"):
         start(cluster, tmp_path / "job.json")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TimeoutError])  # as the SDK calls whatever the API server answers
+@pytest.mark.parametrize("failures", [trainjob.POLL_ATTEMPTS - 1, trainjob.POLL_ATTEMPTS])
+def test_an_api_server_that_is_away_for_a_while_does_not_end_the_waiting(start, tmp_path, error, failures):
+    class Restarting(Cluster):
+        left = failures
+
+        def list_jobs(self) -> list[SimpleNamespace]:
+            if self.jobs and self.left:
+                self.left -= 1
+                raise error("Failed to list TrainJobs")
+            return super().list_jobs()
+
+    cluster = Restarting(["Running", "Complete"], writes=False)
+    expected = pytest.raises(error, match="Failed to list") if failures == trainjob.POLL_ATTEMPTS else nullcontext()
+    with expected:
+        start(cluster, tmp_path / "job.json")
+    assert len(cluster.started) == 1
+    assert not cluster.deleted
 
 
 def test_a_half_copied_input_is_never_taken_for_a_whole_one(inputs, tmp_path):

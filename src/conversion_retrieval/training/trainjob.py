@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
 from conversion_retrieval.errors import UserError
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.interruption import Interrupted, StopRequest, stop_on_sigterm
@@ -18,6 +20,7 @@ JOB_VARIABLE: Final = "TRAINING_JOB"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 GPU_TOLERATION: Final = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 POLL_SECONDS: Final = 5.0
+POLL_ATTEMPTS: Final = 24
 COMPLETE, FAILED = "Complete", "Failed"
 
 
@@ -76,6 +79,10 @@ class _Deletion:
     def begin(self) -> None:
         """Return at once; ``ended`` is set when the cluster has answered."""
         threading.Thread(target=self._delete, daemon=True).start()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until the deletion has ended."""
+        self.ended.wait(seconds)
 
     def _delete(self) -> None:
         with contextlib.suppress(Exception):  # of any kind: ``_wait`` tries again and tells
@@ -152,7 +159,15 @@ def _status(client: Any, name: str) -> str | None:
 
 def _wait(client: Any, name: str, poll_seconds: float, stop: StopRequest, deletion: _Deletion) -> None:
     last = ""
-    while (status := _status(client, name)) != COMPLETE:
+    # A training takes hours: an API server that restarts must cost no attempt, the last of which leaves the job behind.
+    patient = Retrying(
+        retry=retry_if_exception_type((RuntimeError, TimeoutError)),  # all that the SDK raises
+        stop=stop_after_attempt(POLL_ATTEMPTS),
+        wait=wait_fixed(poll_seconds),
+        sleep=deletion.pause,
+        reraise=True,
+    )
+    while (status := patient(_status, client, name)) != COMPLETE:
         if stop.received:
             deletion.ended.wait()
             if not deletion.succeeded and status is not None:  # the signal came before the job, or nobody answered
@@ -164,7 +179,7 @@ def _wait(client: Any, name: str, poll_seconds: float, stop: StopRequest, deleti
         if status != last:
             say(f"train: TrainJob {name} is {status}")
             last = status
-        deletion.ended.wait(poll_seconds)
+        deletion.pause(poll_seconds)
 
 
 def _wait_until_gone(client: Any, name: str, poll_seconds: float) -> None:
