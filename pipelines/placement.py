@@ -115,6 +115,7 @@ class Placement:
         else:
             self.on_cpu(task, "train").set_container_image(self.image_gpu)
             task.set_cpu_request("1").set_cpu_limit("2").set_memory_request("2Gi").set_memory_limit("4Gi")
+            task.set_env_variable("TRAINING_COST_CENTER", self.cost_center)
             if self.spot:
                 task.set_env_variable("TRAINING_SPOT", f"{cluster.CAPACITY_LABEL}={cluster.SPOT_CAPACITY}")
         task.set_env_variable("TRAINING_IMAGE", self.image_gpu)

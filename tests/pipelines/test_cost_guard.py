@@ -2,6 +2,7 @@
 
 import pytest
 
+from conversion_retrieval.training import trainjob
 from pipelines import cluster
 from pipelines.compile import PIPELINES, compile_pipeline, placement
 from pipelines.golden_files import GOLDEN, GOLDEN_DIR
@@ -107,6 +108,14 @@ def test_spot_capacity_is_tolerated_and_preferred_only_where_asked_for():
     assert spot == {"exec-train", "exec-evaluate"}
     _, plain = compiled.read(GOLDEN_DIR / "training.yaml")
     assert cluster.CAPACITY_LABEL not in str(plain)
+
+
+def test_the_cost_center_reaches_every_pod_also_those_of_a_training_on_nodes(tmp_path):
+    place = placement(cost_center="ads", train_nodes=2)
+    spec, on_kubernetes = compiled.read(compile_pipeline(tmp_path / "p.yaml", place).path)
+    labels = {config["podMetadata"]["labels"][trainjob.COST_CENTER_LABEL] for config in on_kubernetes.values()}
+    env = {e["name"]: e["value"] for e in spec["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]}
+    assert labels == {env["TRAINING_COST_CENTER"]} == {"ads"}
 
 
 @pytest.mark.parametrize("spot", [True, False])

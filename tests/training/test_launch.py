@@ -188,6 +188,7 @@ def test_training_on_nodes_shares_inputs_fetches_the_model_and_returns_its_recal
     monkeypatch.setenv("TRAINING_IMAGE", "gpu@sha256:1")
     monkeypatch.setenv("TRAINING_QUEUE", "gpus")
     monkeypatch.setenv("TRAINING_TIMEOUT_SECONDS", "43200")
+    monkeypatch.setenv("TRAINING_COST_CENTER", "ads")
     monkeypatch.setattr(trainjob.time, "sleep", lambda _: None)
     recall = launch.launch_training(
         **inputs,
@@ -211,6 +212,7 @@ def test_training_on_nodes_shares_inputs_fetches_the_model_and_returns_its_recal
     assert job_spec.active_deadline_seconds == 43200
     (job,) = job_spec.runtime_patches[0].training_runtime_spec.template.spec.replicated_jobs
     assert job.name == "node"
+    assert job.template.spec.template.metadata.labels == {"conversion-retrieval/cost-center": "ads"}
     pod = job.template.spec.template.spec
     assert pod.node_selector == {"accelerator": "nvidia-l4"}
     assert not pod.tolerations

@@ -25,6 +25,7 @@ from conversion_retrieval.training.interruption import run_and_forward_sigterm
 IMAGE_VARIABLE: Final = "TRAINING_IMAGE"
 QUEUE_VARIABLE: Final = "TRAINING_QUEUE"
 SPOT_VARIABLE: Final = "TRAINING_SPOT"
+COST_CENTER_VARIABLE: Final = "TRAINING_COST_CENTER"
 TIMEOUT_VARIABLE: Final = "TRAINING_TIMEOUT_SECONDS"
 RESULT_FILE: Final = "result.json"
 JOB_FILE: Final = "job.json"
@@ -226,6 +227,7 @@ def _train_on_nodes(job: TrainingJob, num_nodes: int, gpus_per_node: int, node_s
         node_selector=node_selector,
         queue=os.environ.get(QUEUE_VARIABLE, ""),
         spot=os.environ.get(SPOT_VARIABLE, ""),
+        cost_center=os.environ.get(COST_CENTER_VARIABLE, ""),
         timeout_seconds=int(os.environ.get(TIMEOUT_VARIABLE, "0")),
     )
     run_train_job(request)

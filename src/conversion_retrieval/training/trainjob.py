@@ -18,6 +18,7 @@ RUNTIME: Final = "conversion-retrieval-torch"
 REPLICATED_JOB: Final = "node"
 JOB_VARIABLE: Final = "TRAINING_JOB"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+COST_CENTER_LABEL: Final = "conversion-retrieval/cost-center"
 GPU_TOLERATION: Final = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 POLL_SECONDS: Final = 5.0
 POLL_ATTEMPTS: Final = 24
@@ -30,7 +31,7 @@ class NodesRequest:
 
     The pods read ``job_path``, and the first one writes ``result_path`` when all is done. ``timeout_seconds`` is the
     cluster's limit on the job, 0 for none. ``spot`` is the label of spot nodes, ``key=value``, which are then preferred
-    and whose taint of that name is tolerated; empty keeps the pods off them.
+    and whose taint of that name is tolerated; empty keeps the pods off them. An empty ``cost_center`` is the runtime's.
     """
 
     name: str
@@ -42,6 +43,7 @@ class NodesRequest:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     queue: str = ""
     spot: str = ""
+    cost_center: str = ""
     timeout_seconds: int = 0
 
 
@@ -121,19 +123,22 @@ def _options(request: NodesRequest) -> list[Any]:
     options: list[Any] = [Name(request.name)]
     if request.queue:
         options.append(Labels({QUEUE_LABEL: request.queue}))
-    if request.node_selector or request.spot:
-        options.append(_on_nodes(request.node_selector, request.spot))
+    if request.node_selector or request.spot or request.cost_center:
+        options.append(_of_pods(request))
     if request.timeout_seconds:
         options.append(ActiveDeadlineSeconds(request.timeout_seconds))
     return options
 
 
-def _on_nodes(node_selector: Mapping[str, str], spot: str) -> Any:
-    """The runtime's pods with these node labels added to its own, and on spot nodes where these are named."""
+def _of_pods(request: NodesRequest) -> Any:
+    """The runtime's pods with the request's node labels added to its own, on spot nodes and paid for as it says."""
     from kubeflow.trainer.options import kubernetes as options
 
-    spot_fields = _on_spot(*spot.split("=")) if spot else {}
-    pod = options.PodTemplatePatch(spec=options.PodSpecPatch(node_selector=dict(node_selector) or None, **spot_fields))
+    spot_fields = _on_spot(*request.spot.split("=")) if request.spot else {}
+    pod = options.PodTemplatePatch(
+        metadata={"labels": {COST_CENTER_LABEL: request.cost_center}} if request.cost_center else None,
+        spec=options.PodSpecPatch(node_selector=dict(request.node_selector) or None, **spot_fields),
+    )
     job = options.ReplicatedJobPatch(
         name=REPLICATED_JOB, template=options.JobTemplatePatch(spec=options.JobSpecPatch(template=pod))
     )
