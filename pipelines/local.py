@@ -48,6 +48,7 @@ def run_locally(
     Raises ``UserError`` for what the caller can fix (the line that the stage printed), ``StageFailedError`` for a bug.
     """
     config = load_config(config_path, overrides)
+    output_dir = output_dir.expanduser()
     for uri in (data_uri, registry_uri):
         check_uri(uri)
     _check_writable(registry_uri)

@@ -152,6 +152,18 @@ def test_two_runs_cannot_share_an_output_directory(data_dir, tmp_path):
         run(data_dir, tmp_path)
 
 
+def test_a_tilde_that_the_shell_left_is_the_home_directory(data_dir, tmp_path, monkeypatch):
+    """As of ``--output=~/runs``, for the output as for data and registry. Oracle: the lock of the directory meant."""
+    from filelock import FileLock
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with FileLock(tmp_path / "runs" / ".lock"), pytest.raises(UserError, match="another run writing there"):
+        run_locally(data_uri=str(data_dir), registry_uri="~/registry", output_dir=Path("~/runs"))
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_full_disk_is_one_line_that_names_the_directory(data_dir, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / LOG_FILE).symlink_to("/dev/full")  # which has room for nothing
