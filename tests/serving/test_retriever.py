@@ -314,6 +314,12 @@ def test_a_request_column_that_would_be_left_out_or_guessed_is_refused(
         retrieve_requests("registry", "data", path, None)
 
 
+def test_requests_that_are_not_there_are_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "requests.parquet"
+    with pytest.raises(UserError, match=f"^expected requests at {path}, found no such file$"):
+        retrieve_requests("registry", "data", path, None)
+
+
 def test_integer_ids_that_became_floats_because_of_nulls_are_those_integers(tmp_path: Path) -> None:
     path, ids = tmp_path / "requests.parquet", [7, 12_345_678_901, 2**53 - 1]
     columns = {"user_id": pa.array(ids, pa.float64()), "context_item_id": pa.array([None, *ids[1:]], pa.float64())}

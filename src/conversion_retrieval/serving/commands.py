@@ -193,6 +193,8 @@ def _read_requests(path: Path) -> pa.Table:
     }
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:  # whose message is the path alone
+        raise UserError(f"expected requests at {path}, found no such file") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"expected requests at {path}, found: {one_line(error)}") from None
     if "user_id" not in table.column_names:
