@@ -1,6 +1,7 @@
 """What the command line says about a registry. Oracle: the versions promoted here, and what the commands promise."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def test_a_log_is_wide_enough_for_the_intervals_of_all_cut_offs(
     told = capsys.readouterr().out
     for low, high in (*intervals.values(), (0.3333, 0.4444)):
         assert f"{low:.3f}–{high:.3f}" in told
+
+
+@pytest.mark.parametrize("command", [commands.show, commands.rollback])
+def test_an_empty_name_is_no_version_and_not_the_default(uri: str, versions: list[str], command: Callable) -> None:
+    """As of a shell's variable that is not set."""
+    with pytest.raises(UserError, match=f"{uri}, found ''"):
+        command(uri, "")
+    assert Registry.open(uri).champion().version == versions[2]
 
 
 def test_history_lists_every_swap_in_order(uri: str, versions: list[str], capsys: pytest.CaptureFixture[str]) -> None:

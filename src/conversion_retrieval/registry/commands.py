@@ -30,7 +30,7 @@ MARKS: Final = {True: "passed", False: "failed", None: "undecided"}
 def show(registry_uri: str, version: str | None = None) -> None:
     """Print a version (the champion if none is named): why it was promoted, checks, main metrics, inputs."""
     registry = Registry.existing(registry_uri)
-    shown = registry.show(version or _champion_version(registry.champion(), registry.uri))
+    shown = registry.show(_champion_version(registry.champion(), registry.uri) if version is None else version)
     CONSOLE.print(f"{shown.name} ({_role(registry, shown.name)})\n{shown.decision.reason}")
     checks = [_check_row(check) for check in shown.decision.checks]
     _print_table("checks", ("check", "result", "value", "threshold", "interval", "n"), checks)

@@ -130,7 +130,7 @@ class Registry:
         verified: dict[str, str] = {}
         for _ in range(MAX_ATTEMPTS):
             head = self._head()
-            name = version or _predecessor(head.known(), self.uri)
+            name = _predecessor(head.known(), self.uri) if version is None else version
             self._check_not_pruned(name)
             if name not in verified:
                 with TemporaryDirectory(prefix="rollback-") as directory:
