@@ -69,6 +69,8 @@ def test_resolved_values_parse_back_to_the_same_configuration():
         ("training.weight_decay=-1", "weight_decay must be at least 0, found -1"),
         ("validation.max_drift_psi=-1", "max_drift_psi must be at least 0, found -1"),
         ("features.history_length=-1", "history_length must not be negative, found -1"),
+        ("features.aggregate_windows_days=[7, 1, 7.0]", r"_days must differ .*found \(7.0, 1.0, 7.0\)"),
+        ("features.new_buyer_half_lives_days=[7, 7.000001]", "_lives_days must differ in their first six"),
         ("gate.must_beat=popularity", "gate.must_beat: expected a list, found 'popularity'"),
         ("model.item_hash_buckets=-1", "item_hash_buckets must be at least 0, found -1"),
         ("model.seed=-1", "seed must be at least 0, found -1"),

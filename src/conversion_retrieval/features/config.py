@@ -123,13 +123,15 @@ class FeatureConfig:
     shared_dir: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a history of negative length and windows that are not positive."""
+        """Refuse a history of negative length, and windows that are not positive or would give columns one name."""
         require_known("history_events", self.history_events, EVENT_TYPES)
         if self.history_length < 0:
             raise ValueError(f"history_length must not be negative, found {self.history_length}")
         for name in ("aggregate_windows_days", "popularity_half_lives_days", "new_buyer_half_lives_days"):
             if any(days <= 0 for days in getattr(self, name)):
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+            if len({f"{days:g}" for days in getattr(self, name)}) < len(getattr(self, name)):  # as columns are called
+                raise ValueError(f"{name} must differ in their first six digits, found {getattr(self, name)}")
         if self.rate_prior_strength <= 0:
             raise ValueError(f"rate_prior_strength must be positive, found {self.rate_prior_strength}")
         require_at_least(
