@@ -77,7 +77,7 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]], label: str) -> M
             color, main = color_of(model), model in ("candidate", "champion")
             width, mark = (2.4, 5.0) if main else (1.3, 4.5)
             line: dict[str, Any] = {"color": color, "linewidth": width, "marker": _marker_of(model), "markersize": mark}
-            axes.plot(ks, values, **line, label=label_of(model), zorder=3 if main else 2)
+            axes.plot(ks, values, **line, label=label_of(model), zorder=3 if model == "candidate" else 2)
             if main:
                 low = [_or(points[k].low, points[k].value) for k in ks]
                 high = [_or(points[k].high, points[k].value) for k in ks]
