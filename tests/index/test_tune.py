@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conversion_retrieval.errors import UserError
+from conversion_retrieval.index import tune
 from conversion_retrieval.index.config import IndexConfig
 from conversion_retrieval.index.tune import Point, choose, search_recall, tune_index
 from tests.index.test_build import clustered
@@ -94,6 +95,24 @@ def test_a_large_catalogue_is_tuned_to_the_target_and_the_parameters_are_left_se
     _, found = tuned.index.search(queries, 20)
     truth = np.argsort(-(queries @ items.T), axis=1)[:, :20]
     assert search_recall(found, truth, queries, items).mean() == pytest.approx(tuned.chosen.recall, abs=0.002)
+
+
+def test_a_kind_is_left_after_two_settings_that_are_slower_than_what_keeps_all_targets(monkeypatch):
+    """Exact search comes first and takes a second here, every other search two; one of 0.5 s starts the count anew."""
+    searched, seconds = tune._processor_seconds, iter([1.0, 2.0, 0.5, 2.0, 2.0, *[2.0] * 4])
+
+    def timed(search, queries, k):
+        own, found = searched(search, queries, k)
+        return (own if len(queries) == 1 else next(seconds)), found
+
+    monkeypatch.setattr(tune, "_processor_seconds", timed)
+    # Directions without any structure, so that no setting but the last ones reaches the target.
+    items, queries = (
+        np.random.default_rng(seed).standard_normal((n, 64), np.float32) for seed, n in ((0, 8_000), (1, 40))
+    )
+    tuned = tune_index(items, queries, IndexConfig(max_exact_items=1_000, target_recall=1.0, max_latency_ms=1e6))
+    assert [point.kind for point in tuned.trade_off] == ["exact", *["ivf_pq"] * 4, *["ivf"] * 2, *["hnsw"] * 2]
+    assert tuned.chosen.kind == "exact"
 
 
 def test_a_budget_out_of_reach_is_reported_as_missed():

@@ -24,6 +24,7 @@ from conversion_retrieval.progress import say
 LARGE: Final[tuple[Kind, ...]] = ("exact", "ivf_pq", "ivf", "hnsw")
 LATENCY_QUERIES: Final = 200
 SETTINGS_BEYOND_TARGET: Final = 3
+SLOWER_SETTINGS: Final = 2
 SCORE_ROUNDING: Final = 1e-5  # of a list's largest score
 
 
@@ -70,7 +71,8 @@ def tune_index(vectors: NDArray[np.float32], queries: NDArray[np.float32], confi
     for candidate in _candidates(vectors, config):
         say(f"build_index: building {candidate.factory} over {len(vectors):,} items")
         index = build(candidate, vectors, seed=config.seed)
-        measured = list(_measure_settings(index, candidate, queries, vectors, truth, config))
+        enough = best[1].queries_per_second if best and all(best[1].met(config).values()) else 0.0
+        measured = list(_measure_settings(index, candidate, queries, vectors, truth, config, enough))
         points += measured
         winner = choose(measured, config)
         if best is None or choose([best[1], winner], config) is winner:
@@ -167,9 +169,13 @@ def _measure_settings(
     vectors: NDArray[np.float32],
     truth: NDArray[np.int64],
     config: IndexConfig,
+    enough: float = 0.0,
 ) -> Iterator[Point]:
-    """Measure settings from fast to accurate, up to a few beyond the target: those can only be slower."""
-    reached = 0
+    """Measure settings from fast to accurate, up to a few beyond the target: those can only be slower.
+
+    Nor beyond some in a row with fewer than ``enough`` queries a second, what an index that keeps all targets has.
+    """
+    reached = slower = 0
     for setting in candidate.settings:
         apply_setting(index, setting)
         with one_thread():
@@ -187,5 +193,6 @@ def _measure_settings(
         )
         yield point
         reached += point.recall >= config.target_recall
-        if reached == SETTINGS_BEYOND_TARGET:
+        slower = slower + 1 if point.queries_per_second < enough else 0
+        if reached == SETTINGS_BEYOND_TARGET or slower == SLOWER_SETTINGS:
             return
