@@ -67,4 +67,9 @@ def _scores(
     log: EventLog, neighbors: sparse.csr_array, half_life: float, config: EvaluationConfig, windows: Windows
 ) -> sparse.csr_array:
     history = affinities(log, windows.newest(config.max_events_per_user), half_life_days=half_life)
-    return sparse.csr_array(history @ neighbors)
+    size = -(-max(history.shape[0], 1) // torch.get_num_threads())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # SciPy multiplies on one core, and lets others run
+        parts = pool.map(
+            lambda start: history[start : start + size] @ neighbors, range(0, max(history.shape[0], 1), size)
+        )
+        return sparse.csr_array(sparse.vstack(list(parts), format="csr"))

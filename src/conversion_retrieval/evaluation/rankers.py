@@ -46,13 +46,10 @@ class BackedOffRanker:
         """A scorer of the queries whose histories are ``windows``."""
 
         def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            scores = np.tile(self.base, (len(rows), 1))
-            if self.personal is not None:
-                personal = self.personal(windows.rows(rows))
-                row = np.repeat(np.arange(len(rows)), np.diff(personal.indptr))
-                scores[row, personal.indices] = np.where(
-                    personal.data > 0, personal.data, scores[row, personal.indices]
-                )
+            if self.personal is None:
+                return np.tile(self.base, (len(rows), 1))
+            scores = self.personal(windows.rows(rows)).astype(np.float32).toarray()
+            np.copyto(scores, self.base, where=scores <= 0)
             return scores
 
         return score
