@@ -317,15 +317,19 @@ def test_effective_sample_size_of_equal_weights_is_their_number():
     assert sum(result["engagement"]["histogram"]["counts"]) == 2
 
 
-def test_expected_missing_share_corrects_for_reports_still_to_come():
-    """Half of all conversions arrive at once, half after ten days: of the fresh ones half are missing."""
-    windows = SplitWindows(
+def windows_of_100_days(test_start):
+    return SplitWindows(
         train=Window(start=0, end=80 * DAY),
         validation=Window(start=80 * DAY, end=90 * DAY),
-        test=Window(start=95 * DAY, end=100 * DAY),
+        test=Window(start=test_start, end=100 * DAY),
         as_of=100 * DAY,
         known_until=100 * DAY,
     )
+
+
+def test_expected_missing_share_corrects_for_reports_still_to_come():
+    """Half of all conversions arrive at once, half after ten days: of the fresh ones half are missing."""
+    windows = windows_of_100_days(test_start=95 * DAY)
     time = np.concatenate([np.repeat(np.arange(60), 2), np.full(10, 96)]) * DAY
     delay = np.concatenate([np.tile([0, 10], 60), np.zeros(10, int)]) * DAY
     curve = delay_curve(time, time + delay, windows)
@@ -335,13 +339,7 @@ def test_expected_missing_share_corrects_for_reports_still_to_come():
 
 def test_a_report_at_the_very_moment_that_labels_are_cut_is_expected_to_be_missing():
     """Oracle: a log of whole days; half of all conversions is reported a day later, of the last day's none of those."""
-    windows = SplitWindows(
-        train=Window(start=0, end=80 * DAY),
-        validation=Window(start=80 * DAY, end=90 * DAY),
-        test=Window(start=90 * DAY, end=100 * DAY),
-        as_of=100 * DAY,
-        known_until=100 * DAY,
-    )
+    windows = windows_of_100_days(test_start=90 * DAY)
     time, delay = np.repeat(np.arange(100), 2) * DAY, np.tile([0, 1], 100) * DAY
     known = time + delay < windows.known_until
     missing = delay_curve(time[known], (time + delay)[known], windows)["expected_missing_share"]

@@ -1,7 +1,7 @@
 """Baseline: item-based nearest neighbours by the cosine of the items' user sets (Sarwar et al., 2001)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
@@ -40,11 +40,22 @@ def nearest_neighbors(users_by_items: sparse.csr_array, count: int) -> sparse.cs
     normalized = sparse.csr_array(users_by_items @ sparse.diags_array(1 / np.maximum(norms, 1e-12))).astype(np.float32)
     transposed = normalized.T.tocsr()
 
-    def nearest(start: int) -> sparse.csr_array:
-        return keep_largest(transposed[start : start + BLOCK_ITEMS] @ normalized, count)
+    return _product(transposed, normalized, BLOCK_ITEMS, partial(keep_largest, count=count))
+
+
+def _product(
+    left: sparse.csr_array,
+    right: sparse.csr_array,
+    size: int,
+    reduced: Callable[[sparse.csr_array], sparse.csr_array] = sparse.csr_array,
+) -> sparse.csr_array:
+    """``left @ right``, ``size`` rows at a time and ``reduced``: SciPy multiplies on one core, and lets others run."""
+
+    def block(start: int) -> sparse.csr_array:
+        return reduced(left[start : start + size] @ right)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        blocks = list(pool.map(nearest, range(0, transposed.shape[0], BLOCK_ITEMS)))
+        blocks = list(pool.map(block, range(0, max(left.shape[0], 1), size)))
     return sparse.csr_array(sparse.vstack(blocks, format="csr"))
 
 
@@ -67,9 +78,4 @@ def _scores(
     log: EventLog, neighbors: sparse.csr_array, half_life: float, config: EvaluationConfig, windows: Windows
 ) -> sparse.csr_array:
     history = affinities(log, windows.newest(config.max_events_per_user), half_life_days=half_life)
-    size = -(-max(history.shape[0], 1) // torch.get_num_threads())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # SciPy multiplies on one core, and lets others run
-        parts = pool.map(
-            lambda start: history[start : start + size] @ neighbors, range(0, max(history.shape[0], 1), size)
-        )
-        return sparse.csr_array(sparse.vstack(list(parts), format="csr"))
+    return _product(history, neighbors, -(-max(history.shape[0], 1) // torch.get_num_threads()))

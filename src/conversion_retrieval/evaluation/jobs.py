@@ -6,7 +6,6 @@ only the failed ones to do. SIGTERM is passed on to those that run, and no other
 
 import contextlib
 import multiprocessing
-import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 from conversion_retrieval.errors import UserError, one_line
+from conversion_retrieval.processors import usable_processors
 from conversion_retrieval.progress import say
 from conversion_retrieval.training.interruption import Interrupted, stop_on_sigterm
 
@@ -35,7 +35,7 @@ def run_jobs(jobs: Sequence[Job], *, num_processes: int) -> None:
     Raises ``UserError`` naming the first that failed, once all have ended; ``Interrupted`` after SIGTERM, once those
     that ran have ended.
     """
-    processes = _Processes(threads=max(1, (os.cpu_count() or 1) // num_processes))
+    processes = _Processes(threads=max(1, usable_processors() // num_processes))
     failed: list[str] = []
     # One thread waits for each process: a pool of processes would leave them behind when this one is stopped.
     pool = ThreadPoolExecutor(num_processes)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from conversion_retrieval.evaluation.results import LABELS, label_of
 
 INK, MUTED, GRID = "#1c2430", "#6b7585", "#e6e9ee"
-CANDIDATE, CHAMPION, BASELINES = (
-    "#0b63ce",
-    "#d9822b",
-    ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878"),
-)
-MARKERS = ("o", "s", "^", "D", "v", "X", "P", "*")  # lines are told apart without their colours too
+CANDIDATE, CHAMPION = "#0b63ce", "#d9822b"
+BASELINES = ("#9aa5b4", "#5c8a73", "#a0729b", "#8a7f5c", "#58808f", "#b07878")
+# A model has one colour and one mark in every plot, whichever others are in it.
+COLORS = dict(zip(LABELS, (CANDIDATE, CHAMPION, *BASELINES), strict=True))
+MARKERS = dict(zip(LABELS, ("o", "s", "^", "D", "v", "X", "P", "*"), strict=True))
 FAILED = "#b3261e"
 KINDS = ("#5c8a73", CANDIDATE, CHAMPION, "#a0729b")
 MANY_POINTS = 30
@@ -57,14 +56,8 @@ class Estimate:
 
 
 def color_of(model: str) -> str:
-    """The colour that a model has in every plot, whichever others are in it."""
-    others = [name for name in LABELS if name not in ("candidate", "champion")]
-    own = dict(zip(others, BASELINES, strict=True))
-    return {"candidate": CANDIDATE, "champion": CHAMPION, **own}.get(model, MUTED)
-
-
-def _marker_of(model: str) -> str:
-    return dict(zip(LABELS, MARKERS, strict=True)).get(model, ".")
+    """The colour that a model has in every plot."""
+    return COLORS.get(model, MUTED)
 
 
 def recall_curves(curves: Mapping[str, Mapping[int, Estimate]], label: str) -> Markup:
@@ -76,7 +69,12 @@ def recall_curves(curves: Mapping[str, Mapping[int, Estimate]], label: str) -> M
             values = [points[k].value for k in ks]
             color, main = color_of(model), model in ("candidate", "champion")
             width, mark = (2.4, 5.0) if main else (1.3, 4.5)
-            line: dict[str, Any] = {"color": color, "linewidth": width, "marker": _marker_of(model), "markersize": mark}
+            line: dict[str, Any] = {
+                "color": color,
+                "linewidth": width,
+                "marker": MARKERS.get(model, "."),
+                "markersize": mark,
+            }
             axes.plot(ks, values, **line, label=label_of(model), zorder=3 if model == "candidate" else 2)
             if main:
                 low = [_or(points[k].low, points[k].value) for k in ks]

@@ -72,18 +72,9 @@ def _render(context: dict[str, Any], page_path: Path) -> None:
 
 
 def _empty_context() -> dict[str, Any]:
-    lists = [
-        "tiles",
-        "recall_tables",
-        "recall_plots",
-        "task_rows",
-        "coverage_rows",
-        "overlap_rows",
-        "slice_plots",
-        "slice_checks",
-    ]
+    lists = ["tiles", "recall_tables", "recall_plots", "task_rows", "coverage_rows", "overlap_rows", "slice_plots"]
     lists += ["training_facts", "training_plots", "label_facts", "label_plots", "index_facts", "index_met"]
-    lists += ["feature_rows", "validation_rows", "provenance"]
+    lists += ["slice_checks", "feature_rows", "validation_rows", "provenance"]
     return {
         **{name: [] for name in lists},
         **dict.fromkeys(("decision", "difference_plot", "index_plot")),
